@@ -1,0 +1,83 @@
+"""Where things are kept, and how a file is written so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssl_bench.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def data_folder() -> Path:
+    """Where real datasets are looked for by name: SSL_BENCH_DATA, else ./data."""
+    return Path(os.environ.get("SSL_BENCH_DATA", "data")).expanduser()
+
+
+def results_folder() -> Path:
+    """Where records are kept: SSL_BENCH_RESULTS, else ./results."""
+    return Path(os.environ.get("SSL_BENCH_RESULTS", "results")).expanduser()
+
+
+def cache_folder() -> Path:
+    """Where features and built-in data are kept: SSL_BENCH_CACHE, else ~/.cache/ssl-bench."""
+    return Path(os.environ.get("SSL_BENCH_CACHE", "~/.cache/ssl-bench")).expanduser()
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write at `path` into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"no space left while writing {path}: {error.strerror}. What was half-written has been removed; "
+                "free some space (ssl-bench cache gc) or point SSL_BENCH_CACHE and SSL_BENCH_RESULTS to another disk, "
+                "then give the same command again."
+            ) from error
+        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
+            raise UserError(f"cannot write {path}: {error.strerror}. Choose a folder that you may write to.") from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path`, else it is removed."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a whole folder. If somebody else finished `path` in the meantime, theirs stays."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
