@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ssl_bench.errors import UserError
 
@@ -81,3 +84,30 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remembered(kind: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A small JSON answer that depends on `key` alone, computed once and kept under the cache."""
+    name = hashlib.sha256(json.dumps([kind, key], sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_folder() / "memo" / f"{kind}-{name}.json"
+    with contextlib.suppress(OSError, ValueError):
+        answer = json.loads(path.read_text())
+        if isinstance(answer, dict):
+            return answer
+    answer = compute()
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(answer, indent=1))
+    return answer
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that the user named for output: refused if it exists with anything in it, written atomically."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            f"{path} exists and is not an empty folder; name a new one, so that nothing of yours is overwritten."
+        )
+    if path.is_dir():
+        path.rmdir()
+    with atomic_folder(path) as temporary:
+        yield temporary
