@@ -1,0 +1,371 @@
+"""A score and everything it depends on: one JSON file a (checkpoint, dataset, protocol, recipe).
+
+    {results}/{model}/{weights_sha12}/{dataset}/{protocol}-{recipe}@v{version}.json              the plain run
+    {results}/{model}/{weights_sha12}/{dataset}/{protocol}-{recipe}@v{version}+{sha8}.json       any other run
+    ... .samples.parquet beside it, where samples are counted
+
+Two different runs never share a file, and no run is taken for another:
+
+1. The plain run is the recipe as it stands: no overrides, all samples, seed 0, fp32, the checkpoint key that the
+   method itself uses, broken images refused. Every deviation goes into `sha8`, the first 8 digits of the sha256 of
+   the canonical JSON (sorted keys) of the deviations alone. The order in which they were given does not matter.
+2. A path holds names, and names lie: a dataset of the same name may have other content, and "a/b" and "a b" give the
+   same folder. So a file is taken for a run only if the whole `Run` inside it is the same, dataset manifests and full
+   sha256 of the weights included; and a run whose file is taken by another run goes to `+{sha8}` of its whole `Run`.
+
+A run that failed leaves no record: `done` is the only status, and the same command again does what is missing.
+Nothing here imports torch, pandas or (before samples are written) pyarrow: finding that all is done must be quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_bench.errors import UserError
+from ssl_bench.files import atomic_file, results_folder
+from ssl_bench.leaderboards.strict_json import canonical, loads, parse, plain
+
+SCHEMA_VERSION = 1
+SAMPLE_COLUMNS = ("sample_id", "label", "prediction", "correct")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric, in percent unless its name says otherwise.
+
+    Its uncertainty is either the standard error over `n` samples, or the standard deviation over `n` splits or
+    repetitions; the latter is meaningless without its `ddof`.
+    """
+
+    value: float
+    n: int
+    stderr: float | None = None
+    std: float | None = None
+    ddof: Literal[0, 1] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an uncertainty that cannot be read in one way only."""
+        if self.n < 1:
+            raise UserError(f"n: expected at least 1, found {self.n}.")
+        if self.stderr is not None and self.std is not None:
+            raise UserError("stderr, std: expected one of the two, found both.")
+        if (self.std is None) != (self.ddof is None):
+            raise UserError(f"ddof: expected with std and only with it, found std={self.std}, ddof={self.ddof}.")
+        for name, spread in (("stderr", self.stderr), ("std", self.std)):
+            if spread is not None and spread < 0:
+                raise UserError(f"{name}: expected at least 0, found {spread}.")
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """Samples a split: as the dataset has them, and as the protocol used them."""
+
+    original: dict[str, int]
+    evaluated: dict[str, int]
+
+    def __post_init__(self) -> None:
+        """More samples than there are means that some were counted twice (a padded sampler does that)."""
+        for split, count in self.evaluated.items():
+            if not 0 <= count <= self.original.get(split, -1):
+                raise UserError(
+                    f"evaluated.{split}: expected 0 to {self.original.get(split)} (the original count), found {count}."
+                )
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """How the checkpoint was opened; `matched_percent` is None where nothing had to match (`random:`, `pixels:`)."""
+
+    spec: str
+    format: str
+    matched_percent: float | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class FeaturesUsed:
+    """One set of features that went into the scores, under its key in the cache."""
+
+    key: str
+    split: str
+    reading: str
+    source: Literal["cache", "extracted"]
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """What sets a run apart from the plain run of the same recipe. `checkpoint_key` only if the user gave one."""
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "fp32"
+    checkpoint_key: str | None = None
+    arch: Mapping[str, str] = field(default_factory=dict)
+    skip_broken: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Only what deviates: empty for the plain run, and unchanged when a new kind of deviation is added."""
+        return {name: value for name, value in plain(self).items() if name not in ("overrides", "arch") or value}
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that makes two runs the same run. Known before anything is computed."""
+
+    model: str
+    weights_sha256: str
+    dataset: str
+    dataset_manifest_sha256: Mapping[str, str]
+    protocol: str
+    recipe: str
+    version: int
+    deviations: Deviations = Deviations()
+
+    def key(self) -> str:
+        """Equal for the same run, and for no other."""
+        return canonical({**plain(self), "deviations": self.deviations.as_json()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The fields of the file, in the file's order."""
+
+    schema_version: int
+    status: Literal["done"]
+    model: str
+    weights_sha256: str
+    arch: str
+    checkpoint: OpenedCheckpoint
+    checkpoint_key: str | None
+    checkpoint_key_given: bool  # by the user, rather than chosen as the method evaluates itself
+    arch_overrides: dict[str, str]  # what the user said of the network that its file does not
+    protocol: str
+    recipe: str
+    version: int
+    overrides: dict[str, Any]
+    resolved_recipe: dict[str, Any]
+    dataset: str
+    dataset_manifest_sha256: dict[str, str]  # a split
+    n_samples: SampleCounts
+    skipped_broken: dict[str, int]  # a split
+    skip_broken: bool  # whether the user allowed it
+    limited: bool
+    limit: int | None
+    seed: int
+    selected_on: Literal["none", "train", "val", "test"]
+    scores: dict[str, Score]
+    main_metric: str
+    device: str
+    dtype: str
+    environment: dict[str, Any]
+    code_version: str
+    started: str  # ISO 8601, UTC
+    seconds: dict[str, float]  # a phase
+    peak_memory_bytes: int
+    features: list[FeaturesUsed]
+    warnings: list[str]
+
+    def __post_init__(self) -> None:
+        """Whatever the types cannot say."""
+        _check_names(self)
+        if self.schema_version != SCHEMA_VERSION:
+            raise UserError(f"schema_version: expected {SCHEMA_VERSION}, found {self.schema_version}.")
+        if self.main_metric not in self.scores:
+            raise UserError(f"main_metric: expected one of {sorted(self.scores)}, found {self.main_metric!r}.")
+        if self.limited != (self.limit is not None):
+            raise UserError(f"limited: expected true with a limit only, found {self.limited} with limit={self.limit}.")
+        if self.checkpoint_key_given and self.checkpoint_key is None:
+            raise UserError("checkpoint_key: expected a name, since checkpoint_key_given is true; found null.")
+        try:
+            offset = datetime.fromisoformat(self.started).utcoffset()
+        except ValueError:
+            offset = None
+        if offset != timedelta(0):
+            raise UserError(
+                f"started: expected an ISO 8601 time in UTC (2026-01-31T12:00:00+00:00), found {self.started}."
+            )
+
+    @property
+    def run(self) -> Run:
+        """The identity of this record's run."""
+        deviations = Deviations(
+            overrides=self.overrides,
+            limit=self.limit,
+            seed=self.seed,
+            dtype=self.dtype,
+            checkpoint_key=self.checkpoint_key if self.checkpoint_key_given else None,
+            arch=self.arch_overrides,
+            skip_broken=self.skip_broken,
+        )
+        return Run(
+            model=self.model,
+            weights_sha256=self.weights_sha256,
+            dataset=self.dataset,
+            dataset_manifest_sha256=self.dataset_manifest_sha256,
+            protocol=self.protocol,
+            recipe=self.recipe,
+            version=self.version,
+            deviations=deviations,
+        )
+
+    @property
+    def main_score(self) -> Score:
+        """The score that leaderboards show."""
+        return self.scores[self.main_metric]
+
+
+def _check_names(record: Record) -> None:
+    """Names and hashes that paths are made of, or that a reader looks things up by."""
+    for name in ("model", "arch", "dataset", "device", "dtype", "code_version"):
+        if not getattr(record, name).strip():
+            raise UserError(f"{name}: expected a name, found an empty string.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", record.protocol):
+        raise UserError(f"protocol: expected a bare file name such as 'knn', found {record.protocol!r}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", record.recipe):
+        raise UserError(f"recipe: expected a bare name such as 'dino', found {record.recipe!r}.")
+    if record.version < 1:
+        raise UserError(f"version: expected 1 or more, found {record.version}.")
+    if record.limit is not None and record.limit < 1:
+        raise UserError(f"limit: expected 1 or more, found {record.limit}.")
+    if not record.dataset_manifest_sha256:
+        raise UserError("dataset_manifest_sha256: expected a sha256 for each split that was used, found none.")
+    hashes = {f"dataset_manifest_sha256.{split}": sha for split, sha in record.dataset_manifest_sha256.items()}
+    for name, sha in {"weights_sha256": record.weights_sha256, **hashes}.items():
+        if not re.fullmatch(r"[0-9a-f]{64}", sha):
+            raise UserError(f"{name}: expected 64 hexadecimal digits, found {sha!r}.")
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Overrides as people type them: "neighbors=5, pooling=cls"."""
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else canonical(value)}" for name, value in sorted(settings.items())
+    )
+
+
+def path_name(name: str) -> str:
+    """`name` as one component of a path on any file system: "hf:org/vit b" becomes "hf-org-vit-b"."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")
+    return safe[:100] or _sha8(name)
+
+
+def record_path(run: Run, results: Path | None = None) -> Path:
+    """Where the record of `run` lies, unless another run has taken the place (then see `find_path`)."""
+    deviations = run.deviations.as_json()
+    return _path(run, results, f"+{_sha8(canonical(deviations))}" if deviations else "")
+
+
+def possible_paths(run: Run, results: Path | None = None) -> tuple[Path, Path]:
+    """The ordinary place, and the one for a run that finds it taken."""
+    return record_path(run, results), _path(run, results, f"+{_sha8(run.key())}")
+
+
+def _path(run: Run, results: Path | None, suffix: str) -> Path:
+    folder = (results or results_folder()) / path_name(run.model) / run.weights_sha256[:12] / path_name(run.dataset)
+    return folder / f"{run.protocol}-{run.recipe}@v{run.version}{suffix}.json"
+
+
+def _sha8(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def samples_path(path: Path) -> Path:
+    """The per-sample file that belongs to the record at `path`."""
+    return path.with_name(path.name.removesuffix(".json") + ".samples.parquet")
+
+
+def find_path(run: Run, results: Path | None = None) -> Path | None:
+    """Where the record of exactly this run lies, or None. A file that cannot be read is no record of anything."""
+    for path in possible_paths(run, results):
+        with contextlib.suppress(UserError):
+            if read_record(path).run.key() == run.key():
+                return path
+    return None
+
+
+def find_record(run: Run, results: Path | None = None) -> Record | None:
+    """The stored record of exactly this run, or None: then the run is missing."""
+    path = find_path(run, results)
+    return None if path is None else read_record(path)
+
+
+def read_record(path: Path) -> Record:
+    """The record at `path`; a UserError that names the file and the field if anything about it is wrong."""
+    try:
+        document = loads(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a JSON document ({error}).") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    schema = document.get("schema_version") if isinstance(document, dict) else None
+    if type(schema) is int and schema > SCHEMA_VERSION:  # before the fields, which may well be others
+        raise UserError(
+            f"{path}: schema_version: written by a newer ssl-bench (schema {schema}; this one knows {SCHEMA_VERSION}). "
+            "Update ssl-bench to read it."
+        )
+    return parse(Record, document, str(path))
+
+
+def write_record(
+    record: Record, results: Path | None = None, *, samples: Mapping[str, Sequence[Any]] | None = None
+) -> Path:
+    """Write the record, and its `samples` (SAMPLE_COLUMNS) if it has them; the path of the JSON file.
+
+    The record appears last, and an old one of the same run goes before its samples do: whatever interrupts this, a
+    record on disk has its own samples beside it, or there is no record and the run counts as missing.
+    """
+    record = parse(Record, plain(record), "record")
+    path = find_path(record.run, results)
+    if path is None:
+        ordinary, other = possible_paths(record.run, results)
+        path = other if ordinary.exists() else ordinary  # what we cannot read, we do not overwrite either
+    beside = samples_path(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        if samples is not None:
+            with atomic_file(beside) as temporary_samples:
+                _write_samples(samples, temporary_samples)
+                path.unlink(missing_ok=True)
+        elif beside.exists():
+            path.unlink(missing_ok=True)
+            beside.unlink()
+    return path
+
+
+def _write_samples(samples: Mapping[str, Sequence[Any]], path: Path) -> None:
+    """`sample_id` is what paired tests match two runs on, so it must be unique."""
+    # Imported here: those who only look up records need not wait for it.
+    import numpy as np
+    import pyarrow
+    import pyarrow.parquet
+
+    assert set(samples) == set(SAMPLE_COLUMNS), f"expected the columns {SAMPLE_COLUMNS}, found {tuple(samples)}"
+    ids = list(samples["sample_id"])
+    assert all(isinstance(name, str) for name in ids), "expected a value in every row of every column"
+    assert len(set(ids)) == len(ids), "sample_id: expected no id twice"
+    # Out of buffers, because pyarrow.array() imports pandas to see whether it was given something of pandas.
+    encoded = [name.encode("utf-8", "backslashreplace") for name in ids]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    text = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(encoded))]
+    columns = {"sample_id": pyarrow.Array.from_buffers(pyarrow.large_string(), len(ids), text)}
+    for name in ("label", "prediction"):
+        values = np.asarray(samples[name])
+        assert values.dtype.kind in "iu", f"{name}: expected whole numbers in every row, found {values.dtype}"
+        whole = np.ascontiguousarray(values, dtype=np.int64)
+        columns[name] = pyarrow.Array.from_buffers(pyarrow.int64(), len(whole), [None, pyarrow.py_buffer(whole)])
+    correct = np.asarray(samples["correct"])
+    assert correct.dtype == np.bool_, f"correct: expected booleans in every row, found {correct.dtype}"
+    bits = pyarrow.py_buffer(np.packbits(correct, bitorder="little"))
+    columns["correct"] = pyarrow.Array.from_buffers(pyarrow.bool_(), len(correct), [None, bits])
+    assert len({len(column) for column in columns.values()}) == 1, "expected columns of the same length"
+    content = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(list(columns.values()), names=list(columns)), content)
+    path.write_bytes(content.getvalue())

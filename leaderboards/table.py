@@ -1,0 +1,329 @@
+"""Leaderboards: one row a model, one column a way of measuring, and nothing in a column that was measured otherwise.
+
+A column is a protocol, recipe and version, on a dataset of one content, under one set of deviations, in one metric:
+`knn/dino@v1 [neighbors=5] · toy · top1`. Limited runs never enter. Runs that differ in nothing but the seed are
+averaged; the spread is then their standard deviation with ddof=1. What the reader must know to read the numbers right
+(what stands behind a ±, which columns were selected on test, what was left out) is in `frame.attrs["notes"]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.leaderboards.record import Deviations, Record, settings_text
+from ssl_bench.leaderboards.store import Results
+from ssl_bench.leaderboards.strict_json import canonical
+
+if TYPE_CHECKING:
+    import pandas
+    import rich.table
+
+FORMATS = ("table", "csv", "md", "latex", "html")
+NOTHING = "-"  # a cell without a number
+
+Key = TypeVar("Key", bound=Hashable)
+Cell = dict[str, float | int | None]  # value, stderr, std, ddof, n, seeds
+
+
+def leaderboard(results: Results) -> pandas.DataFrame:
+    """Main metrics, models by columns, best of the first column on top.
+
+    `attrs["cells"][column][row]` holds `value, stderr, std, ddof, n, seeds` of a cell, `attrs["notes"]` what to print
+    beneath. Both are plain lists and dictionaries, so that the frame can still be pickled, concatenated and saved.
+    """
+    import pandas
+
+    complete = [record for record in results if not record.limited]
+    if not complete:
+        raise UserError(_why_empty(results))
+    rows = _row_labels(complete)
+    columns = _column_labels(complete)
+    cells: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in complete:
+        cells[columns[_column_key(record)]][rows[_row_key(record)]].append(record)
+    summaries = {
+        column: {row: _summary(cells[column][row]) for row in rows.values() if row in cells[column]}
+        for column in columns.values()
+    }
+    values = {column: {row: cell["value"] for row, cell in by_row.items()} for column, by_row in summaries.items()}
+    frame = pandas.DataFrame(values, index=pandas.Index(sorted(rows.values()), name="model"), dtype="float64")
+    frame = frame.sort_values(frame.columns[0], ascending=False, kind="stable", na_position="last")
+    frame.attrs["cells"] = summaries
+    frame.attrs["notes"] = _notes(summaries, complete, len(results) - len(complete))
+    return frame
+
+
+def _why_empty(results: Results) -> str:
+    broken = f" {len(results.problems)} files could not be read, for instance: " if results.problems else ""
+    broken += next(iter(results.problems.values()), "")
+    if len(results):
+        return (
+            f"all {len(results)} records under {results.root} come from runs with --limit, which never enter a "
+            f"leaderboard; run `ssl-bench run ...` without it.{broken}"
+        )
+    return f"no records under {results.root}; run `ssl-bench run --ckpt ... --protocol ...` first.{broken}"
+
+
+# What belongs into one row, into one column. -----------------------------------------------------------------------
+
+
+def _row_key(record: Record) -> tuple[str, str, str | None]:
+    # A file may hold a teacher and a student: if the user asked for one of them, it gets a row of its own.
+    return record.model, record.weights_sha256, record.checkpoint_key if record.checkpoint_key_given else None
+
+
+def _row_labels(records: Sequence[Record]) -> dict[tuple[str, str, str | None], str]:
+    """The model's name; where two rows would share it, the weights, and then the checkpoint key."""
+    return _distinct(
+        {_row_key(record): record.model for record in records},
+        [lambda key: key[1][:12], lambda key: key[2] or "default key", lambda key: key[1]],
+    )
+
+
+def _column_deviations(record: Record) -> Deviations:
+    # Seeds share a column, and the checkpoint key tells rows apart; limited runs do not come this far.
+    return Deviations(
+        overrides=record.overrides, dtype=record.dtype, arch=record.arch_overrides, skip_broken=record.skip_broken
+    )
+
+
+def _column_key(record: Record) -> str:
+    return canonical(
+        [
+            record.protocol,
+            record.recipe,
+            f"{record.version:09d}",  # so that keys sort as numbers do
+            record.dataset,
+            record.main_metric,
+            _column_deviations(record).as_json(),
+            record.dataset_manifest_sha256,
+        ]
+    )
+
+
+def _column_label(record: Record) -> str:
+    deviations = _column_deviations(record)
+    parts = [settings_text(deviations.overrides)] if deviations.overrides else []
+    parts += [settings_text(deviations.arch)] if deviations.arch else []
+    parts += [deviations.dtype] if deviations.dtype != Deviations().dtype else []
+    parts += ["broken images skipped"] if deviations.skip_broken else []
+    settings = f" [{', '.join(parts)}]" if parts else ""
+    return f"{record.protocol}/{record.recipe}@v{record.version}{settings} · {record.dataset} · {record.main_metric}"
+
+
+def _column_labels(records: Sequence[Record]) -> dict[str, str]:
+    """Where two columns would share a name, it is mostly one dataset name with two contents: its manifest decides."""
+    first = {_column_key(record): record for record in records}
+    return _distinct(
+        {key: _column_label(first[key]) for key in sorted(first)},
+        [
+            lambda key: f"manifest {_short(first[key].dataset_manifest_sha256)}",
+            lambda key: f"settings {_short(first[key].overrides)}",  # "a=1, b=2" may be one string or two settings
+            lambda key: f"column {_short(key)}",
+        ],
+    )
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
+
+
+def _distinct(labels: dict[Key, str], tails: Sequence[Callable[[Key], str]]) -> dict[Key, str]:
+    """Lengthen labels that several keys share, by the first tails that differ among these keys."""
+    for tail in tails:
+        sharing = defaultdict(list)
+        for key, label in labels.items():
+            sharing[label].append(key)
+        for keys in sharing.values():
+            if len({tail(key) for key in keys}) > 1:
+                labels = labels | {key: f"{labels[key]} · {tail(key)}" for key in keys}
+    assert len(set(labels.values())) == len(labels), "the last tail is unique"
+    return labels
+
+
+def _summary(records: Sequence[Record]) -> Cell:
+    """One run with its own uncertainty, or the mean over seeds with their standard deviation."""
+    if len(records) == 1:
+        score = records[0].main_score
+        return {
+            "value": score.value,
+            "stderr": score.stderr,
+            "std": score.std,
+            "ddof": score.ddof,
+            "n": score.n,
+            "seeds": 1,
+        }
+    assert len({record.seed for record in records}) == len(records), "two runs in one cell that differ in no seed"
+    values = [record.main_score.value for record in records]
+    spread = statistics.stdev(values)
+    return {
+        "value": statistics.fmean(values),
+        "stderr": None,
+        "std": spread,
+        "ddof": 1,
+        "n": len(values),
+        "seeds": len(values),
+    }
+
+
+def _notes(summaries: dict[str, dict[str, Cell]], records: Sequence[Record], limited: int) -> list[str]:
+    cells = [cell for by_row in summaries.values() for cell in by_row.values()]
+    notes = []
+    if any(cell["stderr"] is not None for cell in cells):
+        notes.append("±: standard error over samples, where nothing else is said.")
+    if any(cell["std"] is not None and cell["seeds"] == 1 for cell in cells):
+        notes.append("(n, ddof): standard deviation over n splits or repetitions.")
+    if any(cell["seeds"] != 1 for cell in cells):
+        notes.append("(seeds): mean and standard deviation over seeds, ddof=1.")
+    on_test = sorted({f"{r.protocol}/{r.recipe}@v{r.version}" for r in records if r.selected_on == "test"})
+    if on_test:
+        notes.append(f"Selected on the test set by its recipe: {', '.join(on_test)}.")
+    if limited:
+        notes.append(f"Left out: {limited} limited run{'s' if limited > 1 else ''} (--limit).")
+    return notes
+
+
+# Rendering: of a leaderboard, or of any other frame of numbers and words. -------------------------------------------
+
+
+@overload
+def render(frame: pandas.DataFrame, format: Literal["table"]) -> rich.table.Table: ...
+@overload
+def render(frame: pandas.DataFrame, format: Literal["csv", "md", "latex", "html"]) -> str: ...
+@overload
+def render(frame: pandas.DataFrame, format: str) -> rich.table.Table | str: ...
+def render(frame: pandas.DataFrame, format: str) -> rich.table.Table | str:
+    """`frame` in one of FORMATS: text, or for `table` something that a rich console prints.
+
+    csv holds plain numbers in full precision, the spread in columns of its own; the others one decimal, as papers do.
+    """
+    if format == "csv":
+        return _csv(frame)
+    writers: dict[str, Callable[..., rich.table.Table | str]] = {
+        "table": _rich,
+        "md": _markdown,
+        "latex": _latex,
+        "html": _html,
+    }
+    if format not in writers:
+        raise unknown("format", format, FORMATS)
+    header = [str(frame.index.name or ""), *map(str, frame.columns)]
+    rows = [
+        [
+            str(row),
+            *(_text(value, _cell(frame, column, row, value)) for column, value in zip(frame, values, strict=True)),
+        ]
+        for row, values in zip(frame.index, frame.itertuples(index=False, name=None), strict=True)
+    ]
+    return writers[format](header, rows, list(frame.attrs.get("notes", ())))
+
+
+def _cell(frame: pandas.DataFrame, column: Any, row: Any, value: Any) -> Cell:
+    """What is known about a value besides itself; nothing if the frame was changed since, for it would be wrong."""
+    cell: Cell = frame.attrs.get("cells", {}).get(column, {}).get(row, {})
+    return cell if cell.get("value") == value else {}
+
+
+def _text(value: Any, cell: Cell) -> str:
+    import pandas
+
+    if pandas.isna(value):  # None, NaN and pandas.NA, also in columns of words
+        return NOTHING
+    if not isinstance(value, float):
+        return str(value)
+    stderr, std = cell.get("stderr"), cell.get("std")
+    if stderr is not None:
+        return f"{value:.1f} ± {stderr:.1f}"
+    if std is None:
+        return f"{value:.1f}"
+    over = f"{cell['seeds']} seeds" if cell["seeds"] != 1 else f"n={cell['n']}, ddof={cell['ddof']}"
+    return f"{value:.1f} ± {std:.1f} ({over})"
+
+
+def _csv(frame: pandas.DataFrame) -> str:
+    import pandas
+
+    wide = {}
+    for column in frame:
+        wide[str(column)] = frame[column]
+        cells = [_cell(frame, column, row, value) for row, value in frame[column].items()]
+        for name in ("stderr", "std", "ddof", "n", "seeds"):
+            numbers = [cell.get(name) for cell in cells]
+            if any(number is not None for number in numbers):
+                kind = "Float64" if name in ("stderr", "std") else "Int64"
+                wide[f"{column} {name}"] = pandas.Series(numbers, index=frame.index, dtype=kind)
+    text: str = pandas.DataFrame(wide, index=frame.index).to_csv(lineterminator="\n")
+    return text
+
+
+def _rich(header: list[str], rows: list[list[str]], notes: list[str]) -> rich.table.Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(caption=Text("\n".join(notes)) if notes else None, caption_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if index else "left", overflow="fold")  # Text: [x] is no markup
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    def escaped(text: str) -> str:
+        return re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", " ".join(text.split()))
+
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    table = [
+        "| " + " | ".join(cell if index == 1 else escaped(cell) for cell in line) + " |"
+        for index, line in enumerate(lines)
+    ]
+    return "\n".join(table) + "\n" + "".join(f"\n{escaped(note)}\n" for note in notes)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+
+
+def _latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    def line(cells: list[str]) -> str:
+        escaped = ("".join(_LATEX.get(character, character) for character in " ".join(cell.split())) for cell in cells)
+        text = " & ".join(escaped) + r" \\"
+        return "{}" + text if text[0] in "[*" else text  # else the \\ of the line above would take it for its argument
+
+    body = [r"\toprule", line(header), r"\midrule", *map(line, rows), r"\bottomrule"]
+    comments = ["% needs \\usepackage{booktabs}", *(f"% {' '.join(note.split())}" for note in notes)]
+    return "\n".join([*comments, rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *body, r"\end{tabular}"]) + "\n"
+
+
+def _html(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    def line(name: str, cells: list[str], tag: str) -> str:
+        values = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        return f"<tr><th>{html.escape(name)}</th>{values}</tr>"
+
+    caption = "<br>".join(map(html.escape, notes))
+    parts = [
+        "<table>",
+        *([f"<caption>{caption}</caption>"] if notes else []),
+        f"<thead>{line(header[0], header[1:], 'th')}</thead>",
+        "<tbody>",
+        *(line(row[0], row[1:], "td") for row in rows),
+        "</tbody>",
+        "</table>",
+    ]
+    return "\n".join(parts) + "\n"
