@@ -1,0 +1,382 @@
+"""Features: one forward pass for every protocol that can share it, kept under a hash of what decides the numbers.
+
+A cache entry is a folder `features/{key}` of shards of 8,192 images. Each shard is a plain .npy (n, D) float32 with a
+small JSON beside it that holds its checksum; the JSON is written last, so a shard either counts or does not exist.
+Interrupted extraction goes on at the first missing shard. A shard whose checksum does not fit is made anew. A lock per
+entry lets a second process wait and then use what the first one made.
+
+The key hashes the weights (never a file's name), the architecture, the reading, the data (names, labels, sizes and
+modification times of its files), the dtype of the forward pass and EXTRACTOR_VERSION.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ssl_bench.errors import UserError
+from ssl_bench.evaluate.checkpoints import Checkpoint
+from ssl_bench.evaluate.readings import Reading, View
+from ssl_bench.files import atomic_file, cache_folder, explained
+from ssl_bench.progress import bar, say
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.datasets import Split
+
+# Bump when the same key would give other numbers: preprocessing, pooling, anything below.
+EXTRACTOR_VERSION = 1
+SHARD_ROWS = 8192
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How to compute, where none of it changes the numbers but dtype."""
+
+    device: str = "cpu"
+    dtype: str = "fp32"
+    batch_size: int | None = None
+    workers: int | None = None
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One vector an image, (n, D), memory-mapped. Rows of broken images (--skip-broken) are left out."""
+
+    key: str
+    shards: tuple[FloatArray, ...]
+    broken: tuple[int, ...]  # images without a row, by their index in the split
+    source: Literal["cache", "extracted"]
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards) - len(self.broken)
+
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+        return int(self.shards[0].shape[1])
+
+    def blocks(self) -> Iterator[FloatArray]:
+        """The rows in order, a shard at a time, without reading all of them into memory."""
+        start = 0
+        for shard in self.shards:
+            gone = [index - start for index in self.broken if start <= index < start + len(shard)]
+            yield np.delete(shard, gone, axis=0) if gone else shard
+            start += len(shard)
+
+    def array(self) -> FloatArray:
+        """All rows: the memory map itself where there is one shard, else a copy."""
+        blocks = list(self.blocks())
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def extract(
+    checkpoint: Checkpoint, split: Split, readings: Sequence[Reading], effort: Effort
+) -> dict[Reading, Features]:
+    """The features of every reading, from the cache where they are there, else by as few passes as there are views."""
+    entries = {reading: Entry(checkpoint, split, reading, effort.dtype) for reading in readings}
+    by_view: dict[View, list[Entry]] = {}
+    for entry in entries.values():
+        by_view.setdefault(entry.reading.view, []).append(entry)
+    extracted: set[str] = set()
+    for group in by_view.values():
+        if any(entry.missing() for entry in group):
+            with contextlib.ExitStack() as locks:
+                for entry in sorted(
+                    group, key=lambda entry: entry.key
+                ):  # one order for all, so nobody waits in a circle
+                    locks.enter_context(entry.lock())
+                extracted |= _extract_missing(checkpoint, split, group, effort)
+    return {
+        reading: entry.features("extracted" if entry.key in extracted else "cache", effort.skip_broken)
+        for reading, entry in entries.items()
+    }
+
+
+class Entry:
+    """One reading of one split by one network: a folder of the cache."""
+
+    def __init__(self, checkpoint: Checkpoint, split: Split, reading: Reading, dtype: str) -> None:
+        depth = checkpoint.architecture.depth
+        self.reading, self.split = reading, split
+        identity = {
+            "extractor": EXTRACTOR_VERSION,
+            "weights": checkpoint.weights_sha256,
+            "architecture": dataclasses.asdict(checkpoint.architecture),
+            "reading": dataclasses.asdict(dataclasses.replace(reading, layer=reading.layer % depth)),
+            "data": split.manifest_sha256,
+            "data_freshness": split.freshness,
+            "dtype": dtype,
+        }
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = cache_folder() / "features" / self.key
+        self.about = {
+            "model": checkpoint.name,
+            "checkpoint": checkpoint.spec,
+            "split": split.name,
+            "images": len(split),
+            "shown": str(reading),
+            **identity,
+        }
+        self._verified: dict[int, FloatArray] = {}
+
+    @property
+    def shard_count(self) -> int:
+        """How many shards the split needs."""
+        return -(-len(self.split) // SHARD_ROWS)
+
+    def missing(self) -> list[int]:
+        """Shards that are not there, or that are damaged."""
+        return [number for number in range(self.shard_count) if self._shard(number) is None]
+
+    def _shard(self, number: int) -> FloatArray | None:
+        if number not in self._verified:
+            rows = min(SHARD_ROWS, len(self.split) - number * SHARD_ROWS)
+            shard = read_shard(self.folder, number)
+            if shard is None or len(shard) != rows:
+                return None
+            self._verified[number] = shard
+        return self._verified[number]
+
+    def write(self, number: int, rows: FloatArray, broken: Sequence[int]) -> None:
+        """Commit one shard: the array first, then the JSON that makes it count."""
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "entry.json").exists():
+            with atomic_file(self.folder / "entry.json") as temporary:
+                temporary.write_text(json.dumps(self.about, indent=1))
+        array, note = shard_files(self.folder, number)
+        content = io.BytesIO()  # np.save straight to a file hides why the system refused to write
+        np.save(content, rows, allow_pickle=False)
+        with atomic_file(array) as temporary:
+            temporary.write_bytes(content.getbuffer())
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
+        with atomic_file(note) as temporary:
+            temporary.write_text(json.dumps({"sha256": digest, "rows": len(rows), "broken": list(broken)}))
+        self._verified.pop(number, None)
+
+    def features(self, source: Literal["cache", "extracted"], skip_broken: bool) -> Features:
+        """All shards. Broken images are an error unless the user chose to skip them."""
+        shards = [shard for number in range(self.shard_count) if (shard := self._shard(number)) is not None]
+        assert len(shards) == self.shard_count
+        broken: list[int] = []
+        for number in range(self.shard_count):
+            note = json.loads(shard_files(self.folder, number)[1].read_text())
+            broken += [number * SHARD_ROWS + row for row in note["broken"]]
+        if broken and not skip_broken:
+            self.split.image(broken[0])  # says what is wrong with it
+            raise UserError(f"{self.split.sample_ids[broken[0]]} could not be read when the features were made.")
+        os.utime(self.folder / "entry.json")  # for `cache gc`: last use
+        return Features(self.key, tuple(shards), tuple(broken), source)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process at a time extracts an entry; the others wait, and then find it done."""
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = (self.folder / "lock").open("w")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say(f"waiting for another process that extracts {self.about['model']} on {self.split.name}")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
+    """The array of a shard, and the JSON that makes it count."""
+    return folder / f"shard-{number:05d}.npy", folder / f"shard-{number:05d}.json"
+
+
+def read_shard(folder: Path, number: int) -> FloatArray | None:
+    """A shard whose checksum fits, memory-mapped; None if it is missing or damaged."""
+    array, note = shard_files(folder, number)
+    try:
+        expected = json.loads(note.read_text())["sha256"]
+        with array.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                say(f"{array} is damaged (its checksum does not fit); it is made anew")
+                return None
+        mapped: FloatArray = np.load(array, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, KeyError):
+        return None
+    return mapped
+
+
+def _extract_missing(checkpoint: Checkpoint, split: Split, entries: Sequence[Entry], effort: Effort) -> set[str]:
+    """One pass over the images of all shards that any of the entries lacks. Returns the keys that were written."""
+    lacking = {entry.key: set(entry.missing()) for entry in entries}
+    numbers = sorted(set().union(*lacking.values()))
+    if not numbers:
+        return set()
+    batch = effort.batch_size or (64 if effort.device == "cpu" else 256)
+    shards = [range(n * SHARD_ROWS, min((n + 1) * SHARD_ROWS, len(split))) for n in numbers]
+    plan = [list(shard[at : at + batch]) for shard in shards for at in range(0, len(shard), batch)]
+    forward = Forward(checkpoint, [entry.reading for entry in entries], effort)
+    gathered, safe, total = _Shard(len(entries)), 0, sum(len(shard) for shard in shards)
+    try:
+        with bar(f"features of {checkpoint.name} on {split.name}", total) as advance:
+            for indices, (pixels, broken) in zip(plan, load(split, entries[0].reading.view, plan, effort), strict=True):
+                gathered.add(indices, [] if pixels is None else forward(pixels), broken)
+                advance(len(indices))
+                if indices[-1] + 1 in (len(split), SHARD_ROWS * (indices[-1] // SHARD_ROWS + 1)):
+                    number = indices[-1] // SHARD_ROWS
+                    for entry, rows in zip(entries, gathered.finish(split), strict=True):
+                        if number in lacking[entry.key]:
+                            _check_finite(rows, gathered.broken, entry, number)
+                            entry.write(number, rows, gathered.broken)
+                    safe += len(gathered.broken) + gathered.good
+                    gathered = _Shard(len(entries))
+    except KeyboardInterrupt:
+        say(f"{safe} of {total} images are safe in the cache; the same command goes on from there")
+        raise
+    return {key for key, missing in lacking.items() if missing}
+
+
+class Forward:
+    """Pixels (B, 3, H, W) uint8 -> one float32 array (B, D) a reading, by one pass through the network."""
+
+    def __init__(self, checkpoint: Checkpoint, readings: Sequence[Reading], effort: Effort) -> None:
+        self.readings, self.effort = readings, effort
+        self.backbone = checkpoint.backbone.to(effort.device)
+        depth, architecture = checkpoint.architecture.depth, checkpoint.architecture
+        self.layers = sorted({reading.layer % depth for reading in readings})
+        self.where = [self.layers.index(reading.layer % depth) for reading in readings]
+        self.mean = torch.tensor(architecture.mean, device=effort.device).view(3, 1, 1)
+        self.std = torch.tensor(architecture.std, device=effort.device).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: torch.Tensor) -> list[FloatArray]:
+        """The readings, in their order."""
+        device, dtype = torch.device(self.effort.device), DTYPES[self.effort.dtype]
+        images = pixels.to(device, non_blocking=True).float().div_(255).sub_(self.mean).div_(self.std)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            raw = self.backbone(images, layers=self.layers, norm=False).tokens
+            normed = {
+                n: self.backbone.normalized(raw[n])
+                for n in {w for w, r in zip(self.where, self.readings, strict=True) if r.norm}
+            }
+        results = []
+        for where, reading in zip(self.where, self.readings, strict=True):
+            vector = getattr((normed if reading.norm else raw)[where], reading.token)
+            results.append(vector.float().cpu().numpy())
+        return results
+
+
+class _Shard:
+    """The rows of one shard while they come in, batch by batch, for every reading."""
+
+    def __init__(self, readings: int) -> None:
+        self.parts: list[list[FloatArray | int]] = [[] for _ in range(readings)]  # an int stands for that many broken
+        self.broken: list[int] = []  # by their row in the shard
+        self.good = 0
+
+    def add(self, indices: Sequence[int], blocks: Sequence[FloatArray], broken: Sequence[int]) -> None:
+        """One batch: the rows of its good images, and the places of the broken ones in it."""
+        self.broken += [indices[place] % SHARD_ROWS for place in broken]
+        self.good += len(indices) - len(broken)
+        for reading, parts in enumerate(self.parts):
+            if not blocks:
+                parts.append(len(indices))
+                continue
+            rows = np.full((len(indices), blocks[reading].shape[1]), np.nan, np.float32)
+            rows[np.setdiff1d(np.arange(len(indices)), broken)] = blocks[reading]
+            parts.append(rows)
+
+    def finish(self, split: Split) -> list[FloatArray]:
+        """The whole shard for every reading; broken images have rows of NaN, which nobody is given."""
+        dims = [next((part.shape[1] for part in parts if not isinstance(part, int)), 0) for parts in self.parts]
+        if not all(dims):
+            raise UserError(
+                f"not one of {len(self.broken)} images of {split.name} could be read; see `ssl-bench data check`."
+            )
+        filled = zip(self.parts, dims, strict=True)
+        return [
+            np.concatenate([np.full((p, dim), np.nan, np.float32) if isinstance(p, int) else p for p in parts])
+            for parts, dim in filled
+        ]
+
+
+class _Images(torch.utils.data.Dataset[Any]):
+    """The split's images through a view. A broken one comes as its error message, since workers garble exceptions."""
+
+    def __init__(self, split: Split, view: View) -> None:
+        self.split, self.view = split, view
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8] | str:
+        from ssl_bench.evaluate.datasets import BrokenImage
+
+        try:
+            return self.view.pixels(self.split.image(index))
+        except BrokenImage as error:
+            return str(error)
+
+
+def load(
+    split: Split, view: View, plan: Sequence[Sequence[int]], effort: Effort
+) -> Iterator[tuple[torch.Tensor | None, list[int]]]:
+    """Batches of pixels (B, 3, H, W) uint8 without the broken images, and the places of those in the batch."""
+    images = sum(len(indices) for indices in plan)
+    workers = effort.workers if effort.workers is not None else min(os.cpu_count() or 1, 16)
+    loader = torch.utils.data.DataLoader(
+        _Images(split, view),
+        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of index lists will do
+        num_workers=workers if images >= _WORTH_WORKERS else 0,
+        collate_fn=_collate,
+        pin_memory=effort.device.startswith("cuda"),
+    )
+    for pixels, broken, shapes in loader:
+        if broken and not effort.skip_broken:
+            raise UserError(
+                f"{next(iter(broken.values()))} Repair or remove it, or give --skip-broken to leave such images out "
+                "and count them."
+            )
+        if len(shapes) > 1:
+            raise UserError(
+                f"the images of {split.name} come out of the view in several sizes, such as {shapes[0]} and "
+                f"{shapes[1]}; set resize_px and crop_px (pixels: on built-in data takes images at their stored size)."
+            )
+        yield pixels, list(broken)
+
+
+# Fewer images than this are read sooner than processes are started.
+_WORTH_WORKERS = 512
+
+
+def _collate(
+    items: list[npt.NDArray[np.uint8] | str],
+) -> tuple[torch.Tensor | None, dict[int, str], list[tuple[int, ...]]]:
+    """Stacked in the worker, so that it goes to the parent through shared memory; broken images by their place."""
+    broken = {place: item for place, item in enumerate(items) if isinstance(item, str)}
+    good = [item for item in items if not isinstance(item, str)]
+    shapes = sorted({item.shape for item in good})
+    return (torch.from_numpy(np.stack(good)) if len(shapes) == 1 else None), broken, shapes
+
+
+def _check_finite(rows: FloatArray, broken: Sequence[int], entry: Entry, number: int) -> None:
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
+    finite[list(broken)] = True
+    if not finite.all():
+        first = int(np.flatnonzero(~finite)[0])
+        raise UserError(
+            f"{int((~finite).sum())} feature vectors of {entry.about['model']} are not finite, the first for "
+            f"{entry.split.sample_ids[number * SHARD_ROWS + first]}. Are there NaN in the weights? With fp16 try "
+            "bf16 or fp32. None of these were cached."
+        )

@@ -1,0 +1,112 @@
+"""What a protocol is given (a Subject) and what it gives back (Scores)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_bench.errors import UserError
+from ssl_bench.evaluate.checkpoints import Checkpoint
+from ssl_bench.evaluate.features import Effort, Features, extract
+from ssl_bench.evaluate.readings import Interpolation, Reading, View
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.backbone import Backbone, Pixels
+    from ssl_bench.evaluate.datasets import Dataset, Split
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number in percent, with its uncertainty: over samples (stderr) or over splits and seeds (std, ddof 1)."""
+
+    value: float
+    n: int
+    stderr: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a protocol found."""
+
+    metrics: Mapping[str, Score]
+    main: str
+    predictions: IntArray | None = None  # where samples are counted: the predicted class of every val image
+    warnings: tuple[str, ...] = ()
+
+
+def accuracy(correct: npt.NDArray[np.bool_]) -> Score:
+    """Percent correct, with the binomial standard error."""
+    p = float(correct.mean())
+    return Score(100 * p, len(correct), stderr=100 * math.sqrt(p * (1 - p) / len(correct)))
+
+
+@dataclass(eq=False)
+class Subject:
+    """One network on one dataset: what every protocol reads from. Nothing is computed before it is asked for."""
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    effort: Effort
+    seed: int = 0
+    _features: dict[tuple[str, Reading], Features] = field(default_factory=dict)
+
+    @functools.cached_property
+    def backbone(self) -> Backbone | Pixels:
+        """The network, on the device, in eval mode."""
+        return self.checkpoint.backbone.to(self.effort.device)
+
+    def split(self, name: str) -> Split:
+        """`train` or `val`, or an error that says what the dataset has."""
+        split: Split | None = getattr(self.dataset, name)
+        if split is None:
+            raise UserError(f"dataset {self.dataset.name} has no {name} split, which this protocol needs.")
+        return split
+
+    def require_shared_classes(self) -> None:
+        """For protocols that classify val images by the classes of train: both splits, and the same classes."""
+        if self.split("train").classes != self.split("val").classes:
+            raise UserError(
+                f"dataset {self.dataset.name} has other classes in val than in train (it is made for few-shot "
+                "episodes), so val images cannot be classified by training images. Choose one whose splits share them."
+            )
+
+    def view(self, resize_px: int, crop_px: int, interpolation: Interpolation) -> View:
+        """The recipe's view; built-in images are brought to the network's own size (pixels: to none) instead."""
+        if not self.dataset.built_in:
+            return View(resize_px, crop_px, interpolation)
+        own = self.checkpoint.architecture.image_px or None
+        return View(own, own, interpolation)
+
+    def prepare(self, split: str, readings: list[Reading]) -> None:
+        """Extract several readings by as few passes as possible; `features` then finds them."""
+        wanted = [reading for reading in dict.fromkeys(readings) if (split, reading) not in self._features]
+        if wanted:
+            for reading, features in extract(self.checkpoint, self.split(split), wanted, self.effort).items():
+                self._features[split, reading] = features
+
+    def features(self, split: str, reading: Reading) -> Features:
+        """One vector for every readable image of the split."""
+        self.prepare(split, [reading])
+        return self._features[split, reading]
+
+    def labels(self, split: str, features: Features) -> IntArray:
+        """The classes of the rows of `features`."""
+        labels: IntArray = np.delete(self.split(split).labels, list(features.broken))
+        return labels
+
+    def broken(self, split: str) -> tuple[int, ...]:
+        """The images of the split that could not be read (and were skipped), by their index."""
+        return next((features.broken for (name, _), features in self._features.items() if name == split), ())
+
+    def used(self) -> list[tuple[str, Reading, Features]]:
+        """Which features were read, for the record."""
+        return [(split, reading, features) for (split, reading), features in self._features.items()]
