@@ -1,0 +1,45 @@
+"""Every protocol by name. To add one, write its file and add its line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ssl_bench.errors import unknown
+from ssl_bench.evaluate.readings import Reading
+from ssl_bench.evaluate.subject import Scores, Subject
+from ssl_bench.protocols import knn
+
+
+class ProtocolModule(Protocol):
+    """What a file of this folder offers. Its `Recipe` is a frozen dataclass with selected_on, source and published."""
+
+    VERSION: int  # bumped whenever a number can change
+
+    @property
+    def RECIPES(self) -> Mapping[str, Any]:  # noqa: N802  (a constant of the module)
+        """Published settings by name; the first is what a bare protocol name runs."""
+
+    def readings(self, subject: Subject, recipe: Any) -> list[Reading]:
+        """What it will read of the network on train and val, so that protocols of one run share a forward pass."""
+
+    def run(self, subject: Subject, recipe: Any) -> Scores:
+        """The scores."""
+
+
+PROTOCOLS: dict[str, ProtocolModule] = {
+    "knn": knn,
+}
+
+
+def choose(name: str, *, built_in: bool = False) -> tuple[str, str, Any]:
+    """`knn` or `knn/dino` -> protocol, recipe name, recipe. A bare name is the first row; on built-in data, `toy`."""
+    protocol, _, recipe = name.strip().partition("/")
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    recipes = PROTOCOLS[protocol].RECIPES
+    if not recipe:
+        recipe = "toy" if built_in and "toy" in recipes else next(iter(recipes))
+    if recipe not in recipes:
+        raise unknown(f"recipe of {protocol}", recipe, recipes)
+    return protocol, recipe, recipes[recipe]

@@ -1,0 +1,295 @@
+"""k-nearest neighbors on frozen features.
+
+    ssl-bench run --ckpt x.pth --protocol knn             the first row below, DINO's
+    ssl-bench run --ckpt x.pth --protocol knn/moca-code --set neighbors=20
+
+Every image of the training set is a vector in the bank. A test image takes its k most similar bank vectors (cosine);
+each votes for its class with weight exp(similarity / temperature). (Wu et al. 2018, Eq. 7; DINO, eval_knn.py.)
+
+Papers differ in k, temperature and in what the vector is, and the order of methods can change with them, so each paper
+is a row of RECIPES and there is no such thing as "the" k-NN accuracy.
+
+The search is exact. It runs in float32 over blocks of the bank, keeps the k best and a few more, and computes the
+similarities of those few again in float64; where rounding could still have hidden a neighbor, the whole row is
+computed in float64. So the answer is that of a float64 brute force, whatever the device, the number of threads or the
+memory budget. Equally similar neighbors are taken in the order of the bank, and a tied vote goes to the first class.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.errors import UserError
+from ssl_bench.evaluate.features import FloatArray
+from ssl_bench.evaluate.readings import Interpolation, Reading, Token
+from ssl_bench.evaluate.subject import IntArray, Scores, Subject, accuracy
+
+VERSION = 1
+
+Vector = Literal["cls", "patch_mean", "cls+patch_mean"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one paper does it. With several neighbors, temperatures or vectors, `reported` says which is the result."""
+
+    neighbors: tuple[int, ...]
+    temperature: tuple[float, ...]
+    vector: tuple[Vector, ...]
+    reported: Literal["first", "best"]  # the first combination, or the best on the test set
+    norm: bool  # the network's final norm
+    bank_percent: float  # of the training images, drawn class by class
+    resize_px: int
+    crop_px: int
+    interpolation: Interpolation
+    source: str
+    published: str
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if min(self.neighbors) < 1:
+            raise UserError(f"neighbors={self.neighbors}: expected at least 1.")
+        if min(self.temperature) <= 0:
+            raise UserError(f"temperature={self.temperature}: expected a positive number.")
+        if not 0 < self.bank_percent <= 100:
+            raise UserError(f"bank_percent={self.bank_percent}: expected more than 0, at most 100.")
+
+    @property
+    def selected_on(self) -> Literal["none", "test"]:
+        """What the reported combination was chosen on."""
+        choices = len(self.neighbors) * len(self.temperature) * len(self.vector)
+        return "test" if self.reported == "best" and choices > 1 else "none"
+
+
+_MOCA_TEMPERATURES = (0.04, 0.03, 0.05, 0.06, 0.07, 0.08, 0.10, 0.12, 0.15, 0.20)
+_CLS: tuple[Vector, ...] = ("cls",)
+_AVG: tuple[Vector, ...] = ("patch_mean",)
+_ALL: tuple[Vector, ...] = ("patch_mean", "cls", "cls+patch_mean")
+
+# fmt: off
+RECIPES: dict[str, Recipe] = {
+    #                    neighbors           temperature         vector reported norm  bank  resize crop interpolation
+    # DINO recommends k=20. iBOT's script is DINO's, with the same defaults.
+    "dino":       Recipe((20, 10, 100, 200), (0.07,),            _CLS, "first", True, 100.0, 256, 224, "bicubic",
+                         source="facebookresearch/dino eval_knn.py",
+                         published="ImageNet: DINO ViT-S/16 74.5, ViT-B/16 76.1"),
+    "ibot":       Recipe((20, 10, 100, 200), (0.07,),            _CLS, "first", True, 100.0, 256, 224, "bicubic",
+                         source="bytedance/ibot evaluation/eval_knn.py, run.sh (avgpool_patchtokens 0)",
+                         published="ImageNet: iBOT ViT-B/16 77.1 (MOCA Table 6)"),
+    # The paper gives k=20 and the average patch token, but no temperature: assumption .07, as in DINO.
+    "moca-paper": Recipe((20,),              (0.07,),            _AVG, "first", True, 100.0, 256, 224, "bicubic",
+                         source="MOCA, appendix, k-NN ImageNet classification",
+                         published="ImageNet: MOCA ViT-B/16 77.2 (Table 6), 400 epochs 77.6, ViT-L/16 78.4 (Table 11)"),
+    # The released script reports the best of 2 x 10 combinations on the test set; its README's numbers are at .04.
+    "moca-code":  Recipe((20, 10),           _MOCA_TEMPERATURES, _AVG, "best",  True, 100.0, 256, 224, "bicubic",
+                         source="valeoai/MOCA eval_knn.py, util/knn_utils.py",
+                         published="ImageNet: MOCA ViT-B/16 77.2 (Table 6)"),
+    # k=10 and the average patch token are the paper's choice. No temperature is given: assumption .07.
+    "mmc":        Recipe((10, 20, 50, 100),  (0.07,),            _ALL, "first", True, 100.0, 256, 224, "bicubic",
+                         source="MMC, appendix, Table 6",
+                         published="MMC: Pets 75.9, Flowers 66.0, CIFAR-10 84.9 (Table 6), IN-100 90.04 (Table 11)"),
+    # k=200 and a bank of 10 %, for the training curves of Fig. 4. No temperature is given: assumption .07.
+    "extrema":    Recipe((200,),             (0.07,),            _CLS, "first", True, 10.0,  256, 224, "bicubic",
+                         source="ExtreMA, Fig. 4",
+                         published="plotted only"),
+}
+# fmt: on
+
+
+def readings(subject: Subject, recipe: Recipe) -> list[Reading]:
+    """What k-NN reads of the network: the last block's class token, its average patch token, or both."""
+    subject.require_shared_classes()
+    view = subject.view(recipe.resize_px, recipe.crop_px, recipe.interpolation)
+    tokens: list[Token] = list(dict.fromkeys(token for name in recipe.vector for token in _tokens(name)))
+    return [Reading(token, view, layer=-1, norm=recipe.norm) for token in tokens]
+
+
+def run(subject: Subject, recipe: Recipe) -> Scores:
+    """Accuracy of every combination; the result is the one that the recipe reports."""
+    reading = {each.token: each for each in readings(subject, recipe)}
+    any_train, any_val = (subject.features(split, next(iter(reading.values()))) for split in ("train", "val"))
+    train_labels, val_labels = subject.labels("train", any_train), subject.labels("val", any_val)
+    kept = bank_rows(train_labels, recipe.bank_percent, subject.seed)
+    if max(recipe.neighbors) > len(kept):
+        raise UserError(
+            f"neighbors={max(recipe.neighbors)} is more than the bank's {len(kept)} images; "
+            f"choose fewer, for example --set neighbors={len(kept)}, or a larger training set."
+        )
+    classes = len(subject.split("train").classes)
+    metrics, predicted = {}, {}
+    for name in recipe.vector:
+        bank = Vectors([subject.features("train", reading[token]).blocks() for token in _tokens(name)], kept)
+        queries = Vectors([subject.features("val", reading[token]).blocks() for token in _tokens(name)])
+        similarity, index = nearest(queries, bank, max(recipe.neighbors), device=subject.effort.device)
+        for k in recipe.neighbors:
+            for temperature in recipe.temperature:
+                votes = vote(similarity[:, :k], train_labels[kept][index[:, :k]], temperature, classes)
+                label = f"top1_k{k}" + (f"_{name}" if len(recipe.vector) > 1 else "")
+                label += f"_t{temperature:g}" if len(recipe.temperature) > 1 else ""
+                metrics[label], predicted[label] = accuracy(votes == val_labels), votes
+    chosen = next(iter(metrics)) if recipe.reported == "first" else max(metrics, key=lambda label: metrics[label].value)
+    warnings = _near_chance(metrics[chosen].value, train_labels)
+    return Scores({"top1": metrics[chosen], **metrics}, main="top1", predictions=predicted[chosen], warnings=warnings)
+
+
+def _near_chance(top1: float, labels: IntArray) -> tuple[str, ...]:
+    """Many a "bad" checkpoint was one whose weights did not load."""
+    chance = 100 * float(np.bincount(labels).max()) / len(labels)
+    if top1 >= min(2 * chance, (100 + chance) / 2):
+        return ()
+    return (f"k-NN is near chance ({chance:.1f} %); does `ssl-bench inspect` show the network that you mean?",)
+
+
+def _tokens(name: Vector) -> list[Token]:
+    tokens: dict[Vector, list[Token]] = {"cls": ["cls"], "patch_mean": ["patch_mean"]}
+    return tokens.get(name, ["cls", "patch_mean"])
+
+
+def bank_rows(labels: IntArray, percent: float, seed: int) -> IntArray:
+    """Rows of the bank: all, or a seeded share of every class (at least one image), in the order of the data."""
+    if percent == 100:
+        return np.arange(len(labels))
+    shuffled = np.random.RandomState(seed).permutation(len(labels))  # RandomState: its streams never change
+    kept = [
+        rows[: max(1, round(len(rows) * percent / 100))]
+        for c in np.unique(labels)
+        for rows in [shuffled[labels[shuffled] == c]]
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+class Vectors:
+    """Rows of unit length, out of one or several memory-mapped parts that are joined (class token and patch mean)."""
+
+    def __init__(self, parts: Sequence[Iterable[FloatArray]], rows: IntArray | None = None) -> None:
+        self.blocks = [[torch.from_numpy(part) for part in block] for block in zip(*parts, strict=True)]
+        self.ends = np.cumsum([len(block[0]) for block in self.blocks])
+        self.rows = np.arange(self.ends[-1]) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """The length of a joined vector."""
+        return sum(part.shape[1] for part in self.blocks[0])
+
+    def raw(self, positions: IntArray) -> Tensor:
+        """The rows at `positions`, in that order, as they are. (n, D) float32"""
+        wanted = self.rows[positions]
+        if len(self.blocks) == 1:
+            return _joined(self.blocks[0], torch.from_numpy(wanted))
+        which = np.searchsorted(self.ends, wanted, side="right")
+        result = torch.empty(len(wanted), self.dim)
+        for number in np.unique(which):
+            inside = np.flatnonzero(which == number)
+            local = torch.from_numpy(wanted[inside] - (self.ends[number] - len(self.blocks[number][0])))
+            result.index_copy_(0, torch.from_numpy(inside), _joined(self.blocks[number], local))
+        return result
+
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """The Euclidean length of every row, in float64; a row of zeros stays zeros. (n,)"""
+        blocks = (np.arange(start, min(start + 2048, len(self))) for start in range(0, len(self), 2048))
+        return torch.cat([self.raw(rows).double().norm(dim=1) for rows in blocks]).clamp_(min=1e-30)
+
+    def unit(self, positions: IntArray, dtype: torch.dtype) -> Tensor:
+        """The rows at `positions`, normalized. (n, D)"""
+        return self.raw(positions).to(dtype).div_(self.lengths[torch.from_numpy(positions)].to(dtype)[:, None])
+
+
+def _joined(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
+    chosen = [part.index_select(0, rows) for part in parts]
+    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
+
+
+def nearest(
+    queries: Vectors, bank: Vectors, k: int, *, device: str = "cpu", memory_bytes: int = 200 * 2**20
+) -> tuple[Tensor, IntArray]:
+    """The k most similar bank rows of every query: cosines in float64, falling, and positions in the bank. (n, k)"""
+    spare = min(k + 4 + k // 10, len(bank))
+    # A quarter of the memory for queries and for the bank's block each, half for the similarities between them.
+    rows = max(64, min(len(queries), memory_bytes // 4 // (4 * queries.dim + 16 * spare)))
+    similarities, indices = [], []
+    for start in range(0, len(queries), rows):
+        chosen = np.arange(start, min(start + rows, len(queries)))
+        best, where = _candidates(queries, bank, chosen, spare, device=device, memory_bytes=memory_bytes)
+        for at in range(0, len(chosen), 128):  # few at a time: the candidates of one query are many vectors
+            part = slice(at, at + 128)
+            similarity, index = _refined(queries.unit(chosen[part], torch.float64), bank, best[part], where[part], k=k)
+            similarities.append(similarity)
+            indices.append(index)
+    return torch.cat(similarities), torch.cat(indices).numpy()
+
+
+def _candidates(
+    queries: Vectors, bank: Vectors, chosen: IntArray, spare: int, *, device: str, memory_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """The `spare` best by float32 similarity, streaming the bank past the queries. (n, spare) each"""
+    block = max(64, min(len(bank), memory_bytes // 4 // (4 * bank.dim), 8192))
+    tile = max(1, min(len(chosen), memory_bytes // 2 // (4 * block)))
+    left = queries.unit(chosen, torch.float32).to(device)
+    best = torch.full((len(chosen), spare), -torch.inf, device=device)
+    where = torch.zeros((len(chosen), spare), dtype=torch.int64, device=device)
+    space = torch.empty(tile * block, device=device)
+    for start in range(0, len(bank), block):
+        right = bank.unit(np.arange(start, min(start + block, len(bank))), torch.float32).to(device)
+        for at in range(0, len(chosen), tile):
+            part = left[at : at + tile]
+            similarity = torch.mm(part, right.T, out=space[: len(part) * len(right)].view(len(part), len(right)))
+            value, index = similarity.topk(min(spare, len(right)), dim=1)
+            value = torch.cat([best[at : at + tile], value], 1)
+            index = torch.cat([where[at : at + tile], index + start], 1)
+            best[at : at + tile], order = value.topk(spare, dim=1)
+            where[at : at + tile] = index.gather(1, order)
+    return best.cpu(), where.cpu()
+
+
+def _refined(left: Tensor, bank: Vectors, best: Tensor, where: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each query by float64 similarity, from candidates that were found in float32. (q, k) each"""
+    candidates = bank.raw(where.flatten().numpy()).double().view(*where.shape, bank.dim)
+    exact = torch.bmm(candidates, left[:, :, None])[:, :, 0].div_(bank.lengths[where])
+    similarity, index = _first(exact, where, k)
+    if where.shape[1] < len(bank):
+        # |float32 dot - exact dot| of unit vectors is at most (D + 8) 2^-24, in whatever order it is summed. What is no
+        # candidate is no better than the worst candidate, within that slack.
+        unsure = similarity[:, -1] <= best[:, -1].double() + (bank.dim + 8) * 2.0**-24
+        for row in torch.nonzero(unsure).flatten().tolist():
+            similarity[row], index[row] = _whole_row(left[row], bank, k)
+    return similarity, index
+
+
+def _whole_row(query: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
+    """One query against the whole bank in float64: for ties and near-ties beyond the candidates."""
+    blocks = (np.arange(start, min(start + 8192, len(bank))) for start in range(0, len(bank), 8192))
+    exact = torch.cat([bank.raw(rows).double().mv(query) for rows in blocks]).div_(bank.lengths)
+    similarity, index = _first(exact[None], torch.arange(len(bank))[None], k)
+    return similarity[0], index[0]
+
+
+def _first(similarity: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row; equal ones in the order of the bank."""
+    by_index = index.argsort(dim=1)
+    similarity, index = similarity.gather(1, by_index), index.gather(1, by_index)
+    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return similarity.gather(1, order), index.gather(1, order)
+
+
+def vote(similarity: Tensor, labels: IntArray, temperature: float, classes: int) -> IntArray:
+    """The class with the largest sum of exp(similarity / temperature) over the neighbors. (n,)"""
+    winners = []
+    for start in range(0, len(labels), 4096):
+        part = slice(start, start + 4096)
+        # Relative to the nearest neighbor: the same winner, and no overflow at low temperatures.
+        weights = ((similarity[part] - similarity[part, :1]) / temperature).exp()
+        sums = torch.zeros(len(weights), classes, dtype=torch.float64)
+        sums.scatter_add_(1, torch.from_numpy(labels[part]), weights)
+        winners.append(sums.numpy().argmax(1))  # numpy's argmax: the first class of a tie, by definition
+    return np.concatenate(winners)
