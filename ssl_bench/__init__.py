@@ -1,1 +1,49 @@
+"""ssl-bench: measure self-supervised vision transformers the way their papers do, and pre-train them.
+
+    import ssl_bench
+    checkpoint = ssl_bench.open_checkpoint("x.pth")
+    records = ssl_bench.run("x.pth", "knn", dataset="digits")
+    ssl_bench.load_results().to_dataframe()
+
+What is listed here is imported when it is used, so that `import ssl_bench` costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_bench.errors import UserError as UserError
+    from ssl_bench.evaluate.checkpoints import open_checkpoint as open_checkpoint
+    from ssl_bench.evaluate.datasets import open_dataset as open_dataset
+    from ssl_bench.leaderboards.record import Record
+    from ssl_bench.leaderboards.store import load_results as load_results
+    from ssl_bench.leaderboards.table import leaderboard as leaderboard
+
 __version__ = "0.1.0.dev0"
+__all__ = ["UserError", "leaderboard", "load_results", "open_checkpoint", "open_dataset", "run"]
+
+_HOME = {
+    "UserError": "ssl_bench.errors",
+    "open_checkpoint": "ssl_bench.evaluate.checkpoints",
+    "open_dataset": "ssl_bench.evaluate.datasets",
+    "load_results": "ssl_bench.leaderboards.store",
+    "leaderboard": "ssl_bench.leaderboards.table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ssl_bench' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)
+
+
+def run(ckpt: str | Path, protocol: str | Sequence[str] = "knn", **options: Any) -> list[Record]:
+    """Score a checkpoint by one or several protocols, and return the records (see running.Options for the options)."""
+    from ssl_bench import running
+
+    return running.run(ckpt, protocol, running.Options(**options))

@@ -1,0 +1,20 @@
+# docker build -f docker/cuda.Dockerfile -t ssl-bench:cuda .
+# docker run --rm --gpus all --shm-size 8g -v /data:/data:ro -v "$PWD/results:/results" -v ssl-bench-cache:/cache ssl-bench:cuda run --ckpt /data/x.pth --protocol knn --dataset /data/imagenet
+# torch brings its own CUDA libraries; of the base image only the driver's interface is needed.
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04
+
+RUN apt-get update && apt-get install --yes --no-install-recommends make git python3 python3-venv && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/ssl-bench
+COPY . .
+# The same target that sets up a checkout, so what is tested there holds here.
+RUN make setup VENV=/opt/venv
+
+ENV PATH=/opt/venv/bin:$PATH \
+    SSL_BENCH_DATA=/data SSL_BENCH_RESULTS=/results SSL_BENCH_CACHE=/cache
+RUN useradd --create-home bench && mkdir -p /data /results /cache && chown bench /results /cache
+USER bench
+WORKDIR /home/bench
+VOLUME ["/data", "/results", "/cache"]
+ENTRYPOINT ["ssl-bench"]
+CMD ["--help"]

@@ -1,0 +1,356 @@
+"""The command line. Each command parses, calls one function, and prints; nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ssl_bench import __version__
+from ssl_bench.errors import UserError, unknown
+
+app = typer.Typer(
+    name="ssl-bench",
+    help="Measure self-supervised vision transformers the way their papers do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Data is looked for under SSL_BENCH_DATA, results go to SSL_BENCH_RESULTS, features to SSL_BENCH_CACHE.",
+)
+data_app = typer.Typer(help="Built-in data, and checks of your own.", no_args_is_help=True)
+_INTERRUPTED = 130
+cache_app = typer.Typer(help="The feature cache.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint-key",
+        help="Which network of the file: teacher, student, ... (default: the one its authors evaluate)",
+    ),
+]
+Arch = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch",
+        help="What the file does not say: heads=6, eps=1e-6, mean=0.5,0.5,0.5, std=..., position_resize=dino, ...",
+    ),
+]
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a check failed, 2 the user's input is at fault."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"ssl-bench: {error}\n")
+        sys.exit(2)
+    except SystemExit as stopped:
+        if stopped.code != _INTERRUPTED:  # Ctrl-C, as typer has it
+            raise
+        sys.stderr.write("ssl-bench: interrupted; nothing half-written stays. Give the same command again to go on.\n")
+        sys.exit(2)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _version(show: bool) -> None:
+    if show:
+        sys.stdout.write(f"ssl-bench {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(
+    ckpt: Annotated[str, typer.Option("--ckpt", help="A file, a folder, timm:NAME, hf:REPO, random:ARCH or pixels:")],
+    protocol: Annotated[
+        str,
+        typer.Option(
+            "--protocol",
+            "-p",
+            help="One or several, separated by commas: knn, knn/moca-paper, ... (ssl-bench ls recipes)",
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="A name (ssl-bench ls datasets) or a folder.")
+    ] = "toy",
+    recipe: Annotated[str | None, typer.Option(help="The recipe of protocols that are given without one.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe: --set neighbors=10")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in records and tables (default: the file's).")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use so many images a split: a quick try, kept out of leaderboards.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16 (autocast in the forward pass).")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Of everything random: random: weights, sampled banks and splits.")] = 0,
+    checkpoint_key: CheckpointKey = None,
+    arch: Arch = None,
+    overwrite: Annotated[
+        str,
+        typer.Option(help="only-missing: keep records that exist; always: score again; never: stop if there are any."),
+    ] = "only-missing",
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and count them in the record.")
+    ] = False,
+    train_list: Annotated[
+        Path | None, typer.Option(help="Only these training images (a file, one name a line).")
+    ] = None,
+    val_list: Annotated[Path | None, typer.Option(help="Only these validation images.")] = None,
+    class_list: Annotated[Path | None, typer.Option(help="Only these classes.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a forward pass (default: 64 on CPU, 256 on GPU).")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images (default: one a core).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint by one or several protocols.
+
+    One forward pass serves all of them, and features are cached by content. The same command again does only what is
+    missing.
+    """
+    from ssl_bench import running
+    from ssl_bench.evaluate.recipes import settings_from_text
+
+    names = [part if recipe is None or "/" in part else f"{part}/{recipe}" for part in protocol.split(",")]
+    options = running.Options(
+        dataset=dataset,
+        settings=settings_from_text(setting or [], "--set neighbors=10"),
+        limit=limit,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        checkpoint_key=checkpoint_key,
+        arch=settings_from_text(arch or [], "--arch heads=6"),
+        overwrite=overwrite,  # type: ignore[arg-type]  # checked there
+        name=name,
+        train_list=train_list,
+        val_list=val_list,
+        class_list=class_list,
+        skip_broken=skip_broken,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    records = running.run(ckpt, names, options)
+    if as_json:
+        from ssl_bench.leaderboards.strict_json import plain
+
+        _print_json({"records": [plain(record) for record in records]})
+        return
+    from ssl_bench import showing
+
+    showing.records(records)
+
+
+@app.command()
+def ls(
+    kind: Annotated[str, typer.Argument(help="protocols, recipes, datasets or results")],
+    as_json: Json = False,
+) -> None:
+    """List what there is."""
+    from ssl_bench import listing
+
+    if kind not in listing.KINDS:
+        raise unknown("kind", kind, listing.KINDS)
+    rows = listing.KINDS[kind]()
+    if as_json:
+        _print_json({kind: rows})
+        return
+    from ssl_bench import showing
+
+    showing.rows(rows, f"no {kind}")
+
+
+@app.command()
+def inspect(
+    spec: Annotated[str, typer.Argument(help="A file, a folder, timm:NAME, hf:REPO, random:ARCH or pixels:")],
+    checkpoint_key: CheckpointKey = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="As this protocol would open it.")] = None,
+    arch: Arch = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint is: format, network, architecture, how much of it matched. Never executes code from it."""
+    from ssl_bench.evaluate.checkpoints import describe, open_checkpoint
+    from ssl_bench.evaluate.recipes import settings_from_text
+
+    overrides = settings_from_text(arch or [], "--arch heads=6")
+    found = describe(open_checkpoint(spec, key=checkpoint_key, protocol=protocol, arch=overrides))
+    if as_json:
+        _print_json(found)
+        return
+    from ssl_bench import showing
+
+    showing.fields(found)
+
+
+@app.command()
+def leaderboard(
+    output: Annotated[str, typer.Option("--format", help="table, csv, md, latex or html")] = "table",
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="Only this protocol.")] = None,
+    as_json: Json = False,
+) -> None:
+    """All records as a table: a row a model, a column a protocol. Never mixes recipes, versions or data in a column."""
+    from ssl_bench.leaderboards.store import load_results
+    from ssl_bench.leaderboards.table import leaderboard as build
+    from ssl_bench.leaderboards.table import render
+
+    results = load_results()
+    for path, problem in results.problems.items():
+        sys.stderr.write(f"ssl-bench: left out {path}: {problem}\n")
+    table = build(results.filter(dataset=dataset, protocol=protocol))
+    if as_json:
+        cells = table.attrs["cells"]
+        _print_json(
+            {
+                "leaderboard": [{"model": row, **{c: cells[c].get(row) for c in cells}} for row in table.index],
+                "notes": table.attrs["notes"],
+            }
+        )
+        return
+    rendered = render(table, output)
+    if isinstance(rendered, str):
+        sys.stdout.write(rendered.rstrip("\n") + "\n")
+    else:
+        from ssl_bench import showing
+
+        showing.show(rendered)
+
+
+@app.command()
+def demo() -> None:
+    """The whole chain on built-in data: minutes on a laptop's CPU."""
+    from ssl_bench import demo as demonstration
+
+    demonstration.run()
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, device, folders. Says how to mend what is wrong; exits with 1 if anything is."""
+    from ssl_bench import doctor as examination
+
+    findings = examination.examine()
+    if as_json:
+        _print_json({"doctor": findings})
+    else:
+        from ssl_bench import showing
+
+        showing.rows(findings, "nothing to say")
+    if any(finding["state"] == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@data_app.command("toy")
+def data_toy(
+    out: Annotated[Path, typer.Option("--out", help="A folder that does not exist yet.")],
+    train: Annotated[int, typer.Option(help="Training images.")] = 4000,
+    val: Annotated[int, typer.Option(help="Validation images.")] = 1000,
+    size_px: Annotated[int, typer.Option("--size", help="Pixels a side.")] = 48,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes on every machine.")] = 0,
+) -> None:
+    """Write the toy world as class folders: out/train/CLASS/*.png, out/val/CLASS/*.png."""
+    from ssl_bench.evaluate.toy_files import write_class_folders
+    from ssl_bench.files import new_folder
+    from ssl_bench.progress import bar, say
+
+    with new_folder(out) as folder, bar("drawing", train + val) as advance:
+        write_class_folders(
+            folder, train=train, val=val, size_px=size_px, seed=seed, progress=lambda done, total: advance(1)
+        )
+    say(f"{train} + {val} images in {out}")
+
+
+@data_app.command("check")
+def data_check(
+    dataset: Annotated[str, typer.Argument(help="A name or a folder.")],
+    decode: Annotated[bool, typer.Option(help="Open every image.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Say in words what a dataset is and what is wrong with it; exits with 1 if anything is."""
+    import dataclasses
+
+    from ssl_bench.evaluate.datasets import check_dataset
+    from ssl_bench.leaderboards.strict_json import plain
+
+    report = check_dataset(dataset, decode=decode)
+    if as_json:
+        _print_json({"check": plain(dataclasses.asdict(report))})
+    else:
+        from ssl_bench import showing
+
+        showing.fields(plain(dataclasses.asdict(report)))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@data_app.command("ls")
+def data_ls(as_json: Json = False) -> None:
+    """The datasets that are known by name, and where they are expected."""
+    ls("datasets", as_json)
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: Json = False) -> None:
+    """What is cached, the longest unused first."""
+    import dataclasses
+
+    from ssl_bench.evaluate import cache
+
+    rows = [dataclasses.asdict(entry) for entry in cache.entries()]
+    if as_json:
+        _print_json({"cache": rows})
+        return
+    from ssl_bench import showing
+
+    showing.rows(rows, "the cache is empty")
+
+
+@cache_app.command("gc")
+def cache_gc(
+    unused_days: Annotated[float, typer.Option(help="Remove what nobody used for so long.")] = 30.0,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
+) -> None:
+    """Remove old entries and what was half-written. Entries in use are left alone."""
+    from ssl_bench.evaluate import cache
+    from ssl_bench.progress import say
+
+    removed, freed = cache.collect_garbage(unused_days=unused_days, everything=everything)
+    say(f"{removed} entries removed, {freed / 2**20:.1f} MiB freed")
+
+
+@cache_app.command("verify")
+def cache_verify() -> None:
+    """Check every checksum. Damaged shards are removed, and made anew when they are next needed; exits with 1."""
+    from ssl_bench.evaluate import cache
+    from ssl_bench.progress import say
+
+    damaged = cache.verify()
+    for key, shard in damaged:
+        say(f"{key}: shard {shard} was damaged and has been removed")
+    if damaged:
+        raise typer.Exit(1)
+    say("every checksum fits")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""`ssl-bench doctor`: is this machine fit, and if not, what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+from ssl_bench.errors import UserError
+from ssl_bench.files import cache_folder, data_folder, explained, results_folder
+
+State = Literal["fine", "note", "wrong"]
+Finding = dict[str, str]
+_LEAST_FREE_GIB = 2.0
+
+
+def examine() -> list[Finding]:
+    """Every finding: what was looked at, its state, what was found, what to do."""
+    return [_python(), *_packages(), *_compute(), *_folders(), *_data()]
+
+
+def _finding(what: str, state: State, found: str, to_do: str = "") -> Finding:
+    return {"what": what, "state": state, "found": found, "to_do": to_do}
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 11)
+    return _finding(
+        "python", "fine" if good else "wrong", platform.python_version(), "" if good else "install Python 3.11 or newer"
+    )
+
+
+def _packages() -> list[Finding]:
+    from packaging.requirements import Requirement
+
+    findings = []
+    for line in requires("ssl-bench") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            findings.append(_finding(requirement.name, "wrong", "missing", "make setup"))
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        findings.append(
+            _finding(
+                requirement.name,
+                "fine" if fits else "wrong",
+                found,
+                "" if fits else f"expected {requirement.specifier}: make setup",
+            )
+        )
+    return findings
+
+
+def _compute() -> list[Finding]:
+    import torch
+
+    findings = []
+    if torch.cuda.is_available():
+        findings += [
+            _finding(f"cuda:{number}", "fine", torch.cuda.get_device_name(number))
+            for number in range(torch.cuda.device_count())
+        ]
+    else:
+        findings.append(_finding("gpu", "note", "none that torch can use", "everything runs on the CPU, more slowly"))
+    capability, cores = torch.backends.cpu.get_cpu_capability(), os.cpu_count() or 1
+    findings.append(_finding("cpu", "fine", f"{cores} cores, {torch.get_num_threads()} threads, {capability}"))
+    fast = _has_bf16()
+    findings.append(
+        _finding(
+            "bf16 on the cpu",
+            "fine" if fast else "note",
+            "in hardware" if fast else "emulated",
+            "" if fast else "stay with --dtype fp32 on this CPU",
+        )
+    )
+    return findings
+
+
+def _has_bf16() -> bool:
+    """AMX or AVX512-bf16, without which bf16 on a CPU is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _folders() -> list[Finding]:
+    findings = []
+    for name, folder in (("SSL_BENCH_RESULTS", results_folder()), ("SSL_BENCH_CACHE", cache_folder())):
+        try:
+            with explained(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".writable-{os.getpid()}"
+                probe.touch()
+                probe.unlink()
+        except UserError as error:
+            findings.append(_finding(name, "wrong", str(error), f"set {name} to a folder that you may write to"))
+            continue
+        free = shutil.disk_usage(folder).free / 2**30
+        enough = free >= _LEAST_FREE_GIB
+        findings.append(
+            _finding(
+                name,
+                "fine" if enough else "note",
+                f"{folder} ({free:.1f} GiB free)",
+                "" if enough else "free some space: ssl-bench cache gc",
+            )
+        )
+    return findings
+
+
+def _data() -> list[Finding]:
+    folder = data_folder()
+    if folder.is_dir():
+        return [_finding("SSL_BENCH_DATA", "fine", str(folder))]
+    return [
+        _finding(
+            "SSL_BENCH_DATA",
+            "note",
+            f"{folder} does not exist",
+            "only for datasets by name (ssl-bench ls datasets); paths and built-in data work",
+        )
+    ]

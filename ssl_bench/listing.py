@@ -1,0 +1,84 @@
+"""`ssl-bench ls`: what there is, as rows that have a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def protocols() -> list[Row]:
+    """A row a protocol: the first line of its file, its version, its recipes."""
+    from ssl_bench.protocols.catalog import PROTOCOLS
+
+    return [
+        {
+            "name": name,
+            "version": module.VERSION,
+            "what": (module.__doc__ or "").strip().splitlines()[0],
+            "recipes": ", ".join(module.RECIPES),
+        }
+        for name, module in PROTOCOLS.items()
+    ]
+
+
+def recipes() -> list[Row]:
+    """A row a recipe, with its source and the published result."""
+    from ssl_bench.protocols.catalog import PROTOCOLS
+
+    return [
+        {
+            "name": f"{name}/{recipe_name}",
+            "selected_on": recipe.selected_on,
+            "source": recipe.source,
+            "published": recipe.published,
+        }
+        for name, module in PROTOCOLS.items()
+        for recipe_name, recipe in module.RECIPES.items()
+    ]
+
+
+def datasets() -> list[Row]:
+    """A row a dataset that is known by name."""
+    from ssl_bench.evaluate.datasets import DATASETS
+    from ssl_bench.files import data_folder
+
+    return [
+        {
+            "name": name,
+            "what": known.description,
+            "where": "built in" if known.built_in else str(data_folder() / name),
+            "here": known.built_in is not None or (data_folder() / name).exists(),
+        }
+        for name, known in DATASETS.items()
+    ]
+
+
+def results() -> list[Row]:
+    """A row a record."""
+    from ssl_bench.leaderboards.record import settings_text
+    from ssl_bench.leaderboards.store import load_results
+
+    return [
+        {
+            "name": f"{record.model}/{record.dataset}/{record.protocol}/{record.recipe}",
+            "version": record.version,
+            "settings": settings_text(record.overrides),
+            "metric": record.main_metric,
+            "value": record.main_score.value,
+            "limited": record.limited,
+            "seed": record.seed,
+            "dtype": record.dtype,
+            "started": record.started,
+        }
+        for record in load_results().records
+    ]
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "protocols": protocols,
+    "recipes": recipes,
+    "datasets": datasets,
+    "results": results,
+}

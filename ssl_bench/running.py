@@ -1,0 +1,343 @@
+"""`ssl-bench run`: open, extract once, score, record. Everything is checked before the first image is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ssl_bench
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.files import explained, results_folder
+from ssl_bench.leaderboards import record as records
+from ssl_bench.leaderboards.record import Deviations, Record, Run
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.datasets import Dataset, Split
+    from ssl_bench.evaluate.features import Effort
+    from ssl_bench.evaluate.subject import Scores, Subject
+    from ssl_bench.protocols.catalog import ProtocolModule
+
+Overwrite = Literal["only-missing", "always", "never"]
+_OVERWRITE = ("only-missing", "always", "never")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that `run` takes beside the checkpoint and the protocols."""
+
+    dataset: str = "toy"
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)  # --set
+    limit: int | None = None
+    device: str = "auto"
+    dtype: str = "fp32"
+    seed: int = 0
+    checkpoint_key: str | None = None
+    arch: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    overwrite: Overwrite = "only-missing"
+    results: Path | None = None
+    name: str | None = None
+    train_list: Path | None = None
+    val_list: Path | None = None
+    class_list: Path | None = None
+    skip_broken: bool = False
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+@dataclass(eq=False)
+class _Task:
+    """One protocol of the run, with the network that it reads and the record that it will become."""
+
+    module: ProtocolModule
+    recipe: Any
+    overrides: dict[str, Any]
+    subject: Subject
+    run: Run
+
+
+def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> list[Record]:
+    """Score one checkpoint by several protocols. Records that exist are returned as they are (see `overwrite`)."""
+    started = time.perf_counter()
+    names = protocol.split(",") if isinstance(protocol, str) else list(protocol)
+    _check(names, options)
+    from ssl_bench.evaluate.datasets import open_dataset
+    from ssl_bench.evaluate.features import Effort
+
+    chosen = [_choose(name, options) for name in names]  # before anything is opened: a misspelled name costs nothing
+    full = open_dataset(
+        options.dataset, train_list=options.train_list, val_list=options.val_list, class_list=options.class_list
+    )
+    dataset = full if options.limit is None else _limited(full, options.limit)
+    effort = Effort(_device(options.device), options.dtype, options.batch_size, options.workers, options.skip_broken)
+    subjects: dict[str, Subject] = {}
+    tasks = [_task(ckpt, name, dataset, options, effort=effort, subjects=subjects) for name, _ in chosen]
+    _check_writable(options.results or results_folder())
+    found = {task.run.key(): records.find_record(task.run, options.results) for task in tasks}
+    if options.overwrite == "never" and any(found.values()):
+        there = ", ".join(f"{each.protocol}/{each.recipe}" for each in found.values() if each)
+        raise UserError(f"--overwrite never: there are records already of {there}. See `ssl-bench leaderboard`.")
+    todo = [task for task in tasks if options.overwrite == "always" or found[task.run.key()] is None]
+    opened = time.perf_counter() - started
+    results = dict(found)
+    for task in todo:
+        same = [each for each in todo if each.subject is task.subject]
+        results[task.run.key()] = _score(task, same, full, options, opened)
+    return [each for each in results.values() if each is not None]
+
+
+def _check(names: Sequence[str], options: Options) -> None:
+    if not names or not all(name.strip() for name in names):
+        raise UserError("no protocol was named; for example --protocol knn, or --protocol knn/dino,knn/moca-paper")
+    if options.overwrite not in _OVERWRITE:
+        raise unknown("--overwrite", options.overwrite, _OVERWRITE)
+    if options.dtype not in ("fp32", "bf16", "fp16"):
+        raise unknown("--dtype", options.dtype, ("fp32", "bf16", "fp16"))
+    for flag, value in (("--limit", options.limit), ("--batch-size", options.batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: expected at least 1.")
+
+
+def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str, tuple[str, str, Any, dict[str, Any]]]:
+    """The protocol, its recipe with the settings applied, and which fields they really change."""
+    from ssl_bench.evaluate.recipes import with_settings
+    from ssl_bench.protocols.catalog import choose
+
+    protocol, recipe_name, original = choose(name, built_in=built_in)
+    recipe = with_settings(original, options.settings)
+    before, after = dataclasses.asdict(original), dataclasses.asdict(recipe)
+    return name, (protocol, recipe_name, recipe, {key: after[key] for key in after if after[key] != before[key]})
+
+
+def _task(
+    ckpt: str | Path, name: str, dataset: Dataset, options: Options, *, effort: Effort, subjects: dict[str, Subject]
+) -> _Task:
+    from ssl_bench.evaluate.checkpoints import open_checkpoint
+    from ssl_bench.evaluate.subject import Subject
+    from ssl_bench.protocols.catalog import PROTOCOLS
+
+    _, (protocol, recipe_name, recipe, overrides) = _choose(name, options, built_in=dataset.built_in)
+    opened = open_checkpoint(ckpt, key=options.checkpoint_key, protocol=protocol, arch=options.arch, seed=options.seed)
+    if options.name:
+        opened = dataclasses.replace(opened, name=options.name)
+    # Protocols that evaluate the same network of the file share its features.
+    subject = subjects.setdefault(opened.weights_sha256, Subject(opened, dataset, effort, options.seed))
+    module = PROTOCOLS[protocol]
+    _check_readings(module, recipe, subject, protocol)
+    identity = Run(
+        model=opened.name,
+        weights_sha256=opened.weights_sha256,
+        dataset=dataset.name,
+        dataset_manifest_sha256={split.name: split.manifest_sha256 for split in _splits(dataset)},
+        protocol=protocol,
+        recipe=recipe_name,
+        version=module.VERSION,
+        deviations=Deviations(
+            overrides=overrides,
+            limit=options.limit,
+            seed=options.seed,
+            dtype=options.dtype,
+            checkpoint_key=options.checkpoint_key,
+            arch=dict(options.arch),
+            skip_broken=options.skip_broken,
+        ),
+    )
+    return _Task(module, recipe, overrides, subject, identity)
+
+
+def _check_readings(module: ProtocolModule, recipe: Any, subject: Subject, protocol: str) -> None:
+    """Refuse a recipe that asks for what the network lacks, and name the recipes that it can serve."""
+    from ssl_bench.evaluate.readings import why_not
+
+    def problem(candidate: Any) -> str | None:
+        reasons = (why_not(reading, subject.checkpoint.architecture) for reading in module.readings(subject, candidate))
+        return next((reason for reason in reasons if reason), None)
+
+    if reason := problem(recipe):
+        fitting = [name for name, candidate in module.RECIPES.items() if problem(candidate) is None]
+        hint = f"Recipes that fit: {', '.join(f'{protocol}/{name}' for name in fitting)}. " if fitting else ""
+        norm = "Or leave the norm out: --set norm=false. " if "final norm" in reason else ""
+        raise UserError(f"{subject.checkpoint.spec}: {protocol} cannot be run so: {reason}. {hint}{norm}".rstrip())
+
+
+def _score(task: _Task, same: Sequence[_Task], full: Dataset, options: Options, opened: float) -> Record:
+    """Features (shared with the other tasks of the same network), scores, record."""
+    subject, started = task.subject, datetime.now(UTC)
+    clock = time.perf_counter()
+    readings = [reading for each in same for reading in each.module.readings(subject, each.recipe)]
+    for split in _splits(subject.dataset):
+        subject.prepare(split.name, readings)
+    extracted = time.perf_counter()
+    scores = task.module.run(subject, task.recipe)
+    seconds = {"open": opened, "extract": extracted - clock, "score": time.perf_counter() - extracted}
+    record = _record(task, scores, full, options, started=started, seconds=seconds)
+    return records.read_record(records.write_record(record, options.results, samples=_samples(subject, scores)))
+
+
+def _record(
+    task: _Task, scores: Scores, full: Dataset, options: Options, *, started: datetime, seconds: dict[str, float]
+) -> Record:
+    subject, checkpoint = task.subject, task.subject.checkpoint
+    original = {split.name: len(split) for split in _splits(full)}
+    skipped = {split: len(subject.broken(split)) for split in original}
+    evaluated = {split.name: len(split) - skipped[split.name] for split in _splits(subject.dataset)}
+    return Record(
+        schema_version=records.SCHEMA_VERSION,
+        status="done",
+        model=checkpoint.name,
+        weights_sha256=checkpoint.weights_sha256,
+        arch=checkpoint.architecture.name if checkpoint.format != "pixels" else "pixels",
+        checkpoint=records.OpenedCheckpoint(
+            spec=checkpoint.spec,
+            format=checkpoint.format,
+            matched_percent=None if checkpoint.format in ("random", "pixels") else checkpoint.match.matched_percent,
+            notes=list(checkpoint.notes),
+        ),
+        checkpoint_key=checkpoint.key,
+        checkpoint_key_given=options.checkpoint_key is not None,
+        arch_overrides=dict(options.arch),
+        protocol=task.run.protocol,
+        recipe=task.run.recipe,
+        version=task.run.version,
+        overrides=task.overrides,
+        resolved_recipe=dataclasses.asdict(task.recipe),
+        dataset=subject.dataset.name,
+        dataset_manifest_sha256=dict(task.run.dataset_manifest_sha256),
+        n_samples=records.SampleCounts(original=original, evaluated=evaluated),
+        skipped_broken=skipped,
+        skip_broken=options.skip_broken,
+        limited=options.limit is not None,
+        limit=options.limit,
+        seed=options.seed,
+        selected_on=task.recipe.selected_on,
+        scores={name: records.Score(**_score_fields(score)) for name, score in scores.metrics.items()},
+        main_metric=scores.main,
+        device=subject.effort.device,
+        dtype=options.dtype,
+        environment=environment(),
+        code_version=code_version(),
+        started=started.isoformat(timespec="seconds"),
+        seconds={phase: round(value, 3) for phase, value in seconds.items()},
+        peak_memory_bytes=_peak_memory_bytes(subject.effort.device),
+        features=[
+            records.FeaturesUsed(key=features.key, split=split, reading=str(reading), source=features.source)
+            for split, reading, features in subject.used()
+        ],
+        warnings=list(scores.warnings),
+    )
+
+
+def _score_fields(score: Any) -> dict[str, Any]:
+    fields = {key: value for key, value in dataclasses.asdict(score).items() if value is not None}
+    return fields | ({"ddof": 1} if "std" in fields else {})
+
+
+def _samples(subject: Subject, scores: Scores) -> dict[str, Sequence[Any]] | None:
+    """Per-sample correctness, for paired tests."""
+    if scores.predictions is None:
+        return None
+    split, broken = subject.split("val"), set(subject.broken("val"))
+    kept = [index for index in range(len(split)) if index not in broken]
+    labels = split.labels[kept]
+    return {
+        "sample_id": [split.sample_ids[index] for index in kept],
+        "label": labels,
+        "prediction": scores.predictions,
+        "correct": scores.predictions == labels,
+    }
+
+
+def _splits(dataset: Dataset) -> list[Split]:
+    return [split for split in (dataset.train, dataset.val) if split is not None]
+
+
+def _limited(dataset: Dataset, limit: int) -> Dataset:
+    """The first images of every class in turn, so that a limited run still sees all classes it can."""
+    import numpy as np
+
+    def shorten(split: Split | None) -> Split | None:
+        if split is None or len(split) <= limit:
+            return split
+        order = np.argsort(split.labels, kind="stable")
+        sorted_labels = split.labels[order]
+        place = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)  # the how-manieth of its class
+        chosen = order[np.argsort(place, kind="stable")][:limit]
+        return split.subset(np.sort(chosen))
+
+    return dataclasses.replace(dataset, train=shorten(dataset.train), val=shorten(dataset.val))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} is not available here ({reason}). Try --device auto or cpu.") from error
+    return name
+
+
+def _check_writable(folder: Path) -> None:
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+
+
+def _peak_memory_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def environment() -> dict[str, Any]:
+    """What else a number may depend on."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": accelerator,
+        **packages,
+    }
+
+
+def code_version() -> str:
+    """The package's version, and in a checkout the commit, with a mark when there are uncommitted changes."""
+    root = Path(ssl_bench.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ssl_bench.__version__
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ssl_bench.__version__
+    return f"{ssl_bench.__version__}+g{described.stdout.strip()}"
