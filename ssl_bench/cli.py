@@ -273,10 +273,15 @@ def data_toy(
     from ssl_bench.files import new_folder
     from ssl_bench.progress import bar, say
 
+    drawn = 0
+
+    def progress(done: int, _: int) -> None:
+        nonlocal drawn
+        advance(done - drawn)
+        drawn = done
+
     with new_folder(out) as folder, bar("drawing", train + val) as advance:
-        write_class_folders(
-            folder, train=train, val=val, size_px=size_px, seed=seed, progress=lambda done, total: advance(1)
-        )
+        write_class_folders(folder, train=train, val=val, size_px=size_px, seed=seed, progress=progress)
     say(f"{train} + {val} images in {out}")
 
 

@@ -52,6 +52,30 @@ def test_neighbors_and_votes_equal_brute_force(k, temperature, memory_bytes):
     assert np.array_equal(vote(similarity, labels[index], temperature, classes), predictions)
 
 
+@pytest.mark.parametrize("bank_size", [2048, 5001])
+def test_a_long_bank_is_searched_by_groups_to_the_same_end(bank_size):
+    """Long enough for `_top` to look at group maxima first, with a rest that fills no group."""
+    queries, bank, _, _ = data(queries=50, bank=bank_size, dim=12)
+    bank[100:140] = bank[3000 % bank_size]  # ties across groups
+    _, index = nearest(Vectors([[queries]]), Vectors([[bank]]), 4)
+    unit = [
+        array.astype(np.float64) / np.linalg.norm(array.astype(np.float64), axis=1)[:, None]
+        for array in (queries, bank)
+    ]
+    expected = np.argsort(-np.round(unit[0] @ unit[1].T, 14), axis=1, kind="stable")[:, :4]
+    assert np.array_equal(index, expected)
+
+
+@pytest.mark.parametrize("columns", [5, 300, 1792, 1793, 4000])
+def test_top_by_groups_gives_the_values_of_topk(columns):
+    generator = torch.Generator().manual_seed(columns)
+    similarity = torch.randint(0, 50, (20, columns), generator=generator).float()  # many ties
+    value, index = knn._top(similarity, 7)
+    assert torch.equal(value, similarity.topk(min(7, columns), dim=1).values)
+    assert torch.equal(similarity.gather(1, index), value)
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+
+
 def test_one_query_and_one_bank_row():
     _, bank, labels, classes = data(bank=1)
     similarity, index = nearest(Vectors([[bank]]), Vectors([[bank]]), 1)
