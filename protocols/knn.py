@@ -9,10 +9,11 @@ each votes for its class with weight exp(similarity / temperature). (Wu et al. 2
 Papers differ in k, temperature and in what the vector is, and the order of methods can change with them, so each paper
 is a row of RECIPES and there is no such thing as "the" k-NN accuracy.
 
-The search is exact. It runs in float32 over blocks of the bank, keeps the k best and a few more, and computes the
-similarities of those few again in float64; where rounding could still have hidden a neighbor, the whole row is
-computed in float64. So the answer is that of a float64 brute force, whatever the device, the number of threads or the
-memory budget. Equally similar neighbors are taken in the order of the bank, and a tied vote goes to the first class.
+The search is exact. It runs over blocks of the bank in quick arithmetic (bf16 where the processor has it), keeps the k
+best and a few more, and computes the similarities of those few again in float64. A bound on the rounding says for which
+queries that is certain; the others are searched in float32, and what is uncertain then, in float64 throughout. So the
+answer is that of a float64 brute force, whatever the device, the number of threads or the memory budget. Equally
+similar neighbors are taken in the order of the bank, and a tied vote goes to the first class.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.features import FloatArray
+from ssl_bench.evaluate.hardware import cpu_has_bf16
 from ssl_bench.evaluate.readings import Interpolation, Reading, Token
 from ssl_bench.evaluate.subject import IntArray, Scores, Subject, accuracy
 
@@ -210,37 +212,88 @@ def _joined(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
     return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The answer while it grows: cosines in float64, falling, and positions in the bank. (n, k) each"""
+
+    similarity: Tensor
+    index: Tensor
+
+
 def nearest(
     queries: Vectors, bank: Vectors, k: int, *, device: str = "cpu", memory_bytes: int = 400 * 2**20
 ) -> tuple[Tensor, IntArray]:
     """The k most similar bank rows of every query: cosines in float64, falling, and positions in the bank. (n, k)"""
-    spare = min(k + 4 + k // 10, len(bank))
-    # A quarter of the memory for queries and for the bank's block each, half for the similarities between them.
-    rows = max(64, min(len(queries), memory_bytes // 4 // (4 * queries.dim + 16 * spare)))
-    similarities, indices = [], []
-    for start in range(0, len(queries), rows):
-        chosen = np.arange(start, min(start + rows, len(queries)))
-        best, where = _candidates(queries, bank, chosen, spare, device=device, memory_bytes=memory_bytes)
-        for at in range(0, len(chosen), 128):  # few at a time: the candidates of one query are many vectors
-            part = slice(at, at + 128)
-            similarity, index = _refined(queries.unit(chosen[part], torch.float64), bank, best[part], where[part], k=k)
-            similarities.append(similarity)
-            indices.append(index)
-    return torch.cat(similarities), torch.cat(indices).numpy()
+    found = _Found(torch.empty(len(queries), k, dtype=torch.float64), torch.empty(len(queries), k, dtype=torch.int64))
+    open_queries = np.arange(len(queries))  # whose neighbors are not yet certain
+    quick = [torch.bfloat16] if cpu_has_bf16() or device.startswith("cuda") else []
+    for dtype in [*quick, torch.float32]:
+        open_queries = _settle(
+            queries, bank, open_queries, found, dtype=dtype, device=device, memory_bytes=memory_bytes
+        )
+    for query in open_queries:
+        unit = queries.unit(np.array([query]), torch.float64)[0]
+        found.similarity[query], found.index[query] = _whole_row(unit, bank, k)
+    return found.similarity, found.index.numpy()
+
+
+def _settle(
+    queries: Vectors,
+    bank: Vectors,
+    waiting: IntArray,
+    found: _Found,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    memory_bytes: int,
+) -> IntArray:
+    """Find neighbors with arithmetic of `dtype`; returns the queries for which it was not precise enough."""
+    k, coarse = found.index.shape[1], dtype == torch.bfloat16
+    spare = min(k + (16 + k // 2 if coarse else 4 + k // 10), len(bank))
+    # Of the memory an eighth for queries, a quarter for the bank's block, half for the similarities between them.
+    rows = max(64, memory_bytes // 8 // (4 * queries.dim + 16 * spare))
+    open_queries, at = [], 0
+    while at < len(waiting):
+        probing = coarse and at == 0
+        chosen = waiting[at : at + (min(256, rows) if probing else rows)]
+        best, where, slack = _candidates(
+            queries, bank, chosen, spare, dtype=dtype, device=device, memory_bytes=memory_bytes
+        )
+        sure = torch.empty(len(chosen), dtype=torch.bool)
+        for start in range(0, len(chosen), 128):  # few at a time: the candidates of one query are many vectors
+            part = slice(start, start + 128)
+            left = queries.unit(chosen[part], torch.float64)
+            value, index = _refined(left, bank, where[part], k)
+            found.similarity[chosen[part]], found.index[chosen[part]] = value, index
+            # What is no candidate is no better than the worst candidate, within the slack of the arithmetic.
+            sure[part] = (value[:, -1] > best[part][:, -1].double() + slack[part]) | (spare == len(bank))
+        open_queries.append(chosen[~sure.numpy()])
+        at += len(chosen)
+        if probing and sure.float().mean() < 0.5:  # similarities too close to each other for bf16: do not insist
+            break
+    return np.concatenate([*open_queries, waiting[at:]])
 
 
 def _candidates(
-    queries: Vectors, bank: Vectors, chosen: IntArray, spare: int, *, device: str, memory_bytes: int
-) -> tuple[Tensor, Tensor]:
-    """The `spare` best by float32 similarity, streaming the bank past the queries. (n, spare) each"""
+    queries: Vectors, bank: Vectors, chosen: IntArray, spare: int, *, dtype: torch.dtype, device: str, memory_bytes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `spare` best by similarities in `dtype`, streaming the bank past the queries, and how wrong those may be.
+
+    Of unit vectors q and b rounded to q' and b', |q'b' - qb| <= |q - q'| + |q'| |b - b'| (Cauchy-Schwarz). On top come
+    the sum of D products in float32, in whatever order, and the rounding of the result.
+    """
     block = max(64, min(len(bank), memory_bytes // 4 // (4 * bank.dim)))
     tile = max(1, min(len(chosen), memory_bytes // 2 // (4 * block)))
-    left = queries.unit(chosen, torch.float32).to(device)
+    left, left_error = _rounded(queries.unit(chosen, torch.float32).to(device), dtype)
     best = torch.full((len(chosen), spare), -torch.inf, device=device)
     where = torch.zeros((len(chosen), spare), dtype=torch.int64, device=device)
-    space = torch.empty(tile * block, device=device)
+    space = torch.empty(tile * block, dtype=dtype, device=device)
+    worst_error = 0.0
     for start in range(0, len(bank), block):
-        right = bank.unit(np.arange(start, min(start + block, len(bank))), torch.float32).to(device)
+        right, error = _rounded(
+            bank.unit(np.arange(start, min(start + block, len(bank))), torch.float32).to(device), dtype
+        )
+        worst_error = max(worst_error, float(error.max()))
         for at in range(0, len(chosen), tile):
             part = left[at : at + tile]
             similarity = torch.mm(part, right.T, out=space[: len(part) * len(right)].view(len(part), len(right)))
@@ -249,39 +302,40 @@ def _candidates(
             index = torch.cat([where[at : at + tile], index + start], 1)
             best[at : at + tile], order = value.topk(spare, dim=1)
             where[at : at + tile] = index.gather(1, order)
-    return best.cpu(), where.cpu()
+    rounding = 2.0**-24 * (2 * bank.dim + 16) + (1.02 * 2.0**-9 if dtype == torch.bfloat16 else 0.0)
+    return best.cpu(), where.cpu(), left_error.cpu() + 1.01 * worst_error + rounding
+
+
+def _rounded(unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The vectors in `dtype`, and the length of each one's rounding error (n,)."""
+    rounded = unit.to(dtype)
+    return rounded, (unit - rounded).norm(dim=1).double()
 
 
 _GROUP = 64
 
 
 def _top(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`topk`, three times as fast on long rows: the largest values lie in the groups with the largest maxima."""
+    """`topk`, several times as fast on long rows: the largest values lie in the groups with the largest maxima."""
     rows, columns = similarity.shape
     whole = columns // _GROUP
     if columns < 4 * _GROUP * count:
-        return similarity.topk(min(count, columns), dim=1)
-    groups = similarity[:, : whole * _GROUP].unflatten(1, (whole, _GROUP))
-    chosen = groups.amax(2).topk(count, dim=1).indices  # (n, count)
+        value, index = similarity.float().topk(min(count, columns), dim=1)
+        return value, index
+    groups = similarity[:, : whole * _GROUP].view(rows, whole, _GROUP)
+    chosen = groups.amax(2).float().topk(count, dim=1).indices  # (n, count)
     index = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP, device=chosen.device)).flatten(1)
     rest = torch.arange(whole * _GROUP, columns, device=chosen.device).expand(rows, -1)
     index = torch.cat([index, rest], 1)
-    value, place = similarity.gather(1, index).topk(count, dim=1)
+    value, place = similarity.gather(1, index).float().topk(count, dim=1)
     return value, index.gather(1, place)
 
 
-def _refined(left: Tensor, bank: Vectors, best: Tensor, where: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each query by float64 similarity, from candidates that were found in float32. (q, k) each"""
+def _refined(left: Tensor, bank: Vectors, where: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best candidates of each query by float64 similarity. (q, k) each"""
     candidates = bank.raw(where.flatten().numpy()).double().view(*where.shape, bank.dim)
     exact = torch.bmm(candidates, left[:, :, None])[:, :, 0].div_(bank.lengths[where])
-    similarity, index = _first(exact, where, k)
-    if where.shape[1] < len(bank):
-        # |float32 dot - exact dot| of unit vectors is at most (D + 8) 2^-24, in whatever order it is summed. What is no
-        # candidate is no better than the worst candidate, within that slack.
-        unsure = similarity[:, -1] <= best[:, -1].double() + (bank.dim + 8) * 2.0**-24
-        for row in torch.nonzero(unsure).flatten().tolist():
-            similarity[row], index[row] = _whole_row(left[row], bank, k)
-    return similarity, index
+    return _first(exact, where, k)
 
 
 def _whole_row(query: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:

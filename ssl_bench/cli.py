@@ -118,7 +118,7 @@ def run(
     val_list: Annotated[Path | None, typer.Option(help="Only these validation images.")] = None,
     class_list: Annotated[Path | None, typer.Option(help="Only these classes.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a forward pass (default: 64 on CPU, 256 on GPU).")
+        int | None, typer.Option(help="Images a forward pass (default: what fits the CPU's cache; 256 on GPU).")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images (default: one a core).")] = None,
     as_json: Json = False,

@@ -7,7 +7,6 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import Literal
 
 from ssl_bench.errors import UserError
@@ -62,6 +61,8 @@ def _packages() -> list[Finding]:
 def _compute() -> list[Finding]:
     import torch
 
+    from ssl_bench.evaluate.hardware import cpu_has_bf16
+
     findings = []
     if torch.cuda.is_available():
         findings += [
@@ -72,7 +73,7 @@ def _compute() -> list[Finding]:
         findings.append(_finding("gpu", "note", "none that torch can use", "everything runs on the CPU, more slowly"))
     capability, cores = torch.backends.cpu.get_cpu_capability(), os.cpu_count() or 1
     findings.append(_finding("cpu", "fine", f"{cores} cores, {torch.get_num_threads()} threads, {capability}"))
-    fast = _has_bf16()
+    fast = cpu_has_bf16()
     findings.append(
         _finding(
             "bf16 on the cpu",
@@ -82,15 +83,6 @@ def _compute() -> list[Finding]:
         )
     )
     return findings
-
-
-def _has_bf16() -> bool:
-    """AMX or AVX512-bf16, without which bf16 on a CPU is slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _folders() -> list[Finding]:

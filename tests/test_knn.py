@@ -14,6 +14,12 @@ from ssl_bench.protocols import knn
 from ssl_bench.protocols.knn import RECIPES, Vectors, bank_rows, nearest, vote
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["bf16 first", "fp32 first"])
+def _arithmetic(request, monkeypatch):
+    """Every test with and without bf16 arithmetic, whatever this machine has."""
+    monkeypatch.setattr(knn, "cpu_has_bf16", lambda: request.param)
+
+
 def brute_force(queries, bank, labels, k, temperature, classes):
     """Neighbors and predictions, one query at a time, in float64 and plain Python."""
     unit = [row.astype(np.float64) / max(math.sqrt(float((row.astype(np.float64) ** 2).sum())), 1e-300) for row in bank]
@@ -101,6 +107,33 @@ def test_near_ties_below_float32_are_resolved_in_float64():
     _, index = nearest(Vectors([[queries]]), Vectors([[bank]]), 9)
     expected, _ = brute_force(queries, bank, labels, 9, 0.07, 3)
     assert np.array_equal(index, expected)
+
+
+def test_similarities_too_close_for_bf16_are_settled_in_fp32_or_better(monkeypatch):
+    rng = np.random.RandomState(2)
+    base = rng.randn(48)
+    bank = (base + 0.02 * rng.randn(3000, 48)).astype(np.float32)
+    queries = (base + 0.02 * rng.randn(40, 48)).astype(np.float32)
+    left_open = []
+    settle = knn._settle
+    monkeypatch.setattr(knn, "_settle", lambda *a, **k: (left_open.append((k["dtype"], len(a[2]))), settle(*a, **k))[1])
+    _, index = nearest(Vectors([[queries]]), Vectors([[bank]]), 10)
+    expected, _ = brute_force(queries, bank, rng.randint(0, 3, 3000), 10, 0.07, 3)
+    assert np.array_equal(index, expected)
+    assert left_open[-1] == (torch.float32, 40)  # bf16, where it was tried, was certain of none
+
+
+def test_the_slack_bounds_the_error_of_the_arithmetic():
+    queries, bank, _, _ = data(queries=60, bank=900, dim=384)
+    left, right = Vectors([[queries]]), Vectors([[bank]])
+    exact = left.unit(np.arange(60), torch.float64) @ right.unit(np.arange(900), torch.float64).T
+    for dtype in (torch.bfloat16, torch.float32):
+        best, where, slack = knn._candidates(
+            left, right, np.arange(60), 900, dtype=dtype, device="cpu", memory_bytes=2**24
+        )
+        error = (best.double() - exact.gather(1, where)).abs().max(1).values
+        assert (error <= slack).all()
+        assert slack.max() < 0.02  # and is small enough to be of use
 
 
 def test_zero_vectors_have_no_direction_and_no_nan():

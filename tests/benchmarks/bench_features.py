@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ssl_bench.evaluate.datasets import open_dataset
 from ssl_bench.evaluate.features import DTYPES, Effort, extract
 from ssl_bench.evaluate.readings import Reading, View
 
-IMAGES, BATCH = 256, 64
+IMAGES, BATCH = 240, 20
 READINGS = [Reading("cls", View(224, 224)), Reading("patch_mean", View(224, 224))]
 JPEG_READINGS = [replace(reading, view=View(256, 224)) for reading in READINGS]
 
@@ -69,64 +70,66 @@ def write_jpegs(folder: Path) -> None:
         Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
+class Elsewhere(features.Forward):
+    """A device that computes beside the CPU, as a GPU does: it takes a while, and no core."""
+
+    def __call__(self, pixels: torch.Tensor) -> list[np.ndarray]:
+        time.sleep(SECONDS_A_BATCH * len(pixels) / BATCH)
+        return [np.ones((len(pixels), 4), np.float32) for _ in self.readings]
+
+
+def precision(checkpoint, rows: list[tuple[str, str, str]]) -> None:
+    memory, speed = InMemory(), {}
+    for dtype in ("fp32", "bf16"):
+        effort = Effort(dtype=dtype, batch_size=BATCH, workers=0)
+        cold(checkpoint, memory, READINGS, effort)  # sets the attention that extraction uses
+        times = alternate(
+            {"bare": bare(checkpoint, dtype), "extract": lambda e=effort: cold(checkpoint, memory, READINGS, e)},
+            repeats=5,
+        )
+        speed[dtype] = IMAGES / times["extract"]
+        what = f"extraction / bare forward, throughput, {dtype} ({speed[dtype]:.1f} images/s)"
+        rows.append((what, f"{times['bare'] / times['extract']:.2f}", "at least 0.9"))
+    goal = "at least 2, where the CPU has AMX or AVX512-bf16"
+    rows.append(("bf16 / fp32, throughput of extraction", f"{speed['bf16'] / speed['fp32']:.2f}", goal))
+
+
+def overlap(checkpoint, folder: Path, rows: list[tuple[str, str, str]]) -> None:
+    global SECONDS_A_BATCH  # noqa: PLW0603
+    write_jpegs(folder)
+    split, view = open_dataset(str(folder)).train, JPEG_READINGS[0].view
+    SECONDS_A_BATCH = seconds(lambda: [view.pixels(split.image(index)) for index in range(BATCH)])
+    apart = {workers: Effort(batch_size=BATCH, workers=workers) for workers in (0, 1)}
+    real = features.Forward
+    features.Forward = Elsewhere
+    times = alternate(
+        {str(workers): lambda e=effort: cold(checkpoint, split, JPEG_READINGS, e) for workers, effort in apart.items()}
+    )
+    features.Forward = real
+    what = "JPEG files, a device that takes as long as decoding: overlapped / in turn, time"
+    rows.append((what, f"{times['1'] / times['0']:.2f}", "below 1, at best 0.5"))
+
+
+SECONDS_A_BATCH = 0.0
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["SSL_BENCH_CACHE"] = temporary
         os.environ["SSL_BENCH_RESULTS"] = f"{temporary}/results"
-        checkpoint, memory = open_checkpoint("random:vit_small_patch16_224"), InMemory()
-        rows = []
-        speed = {}
-        for dtype in ("fp32", "bf16"):
-            effort = Effort(dtype=dtype, batch_size=BATCH, workers=0)
-            times = alternate(
-                {"bare": bare(checkpoint, dtype), "extract": lambda e=effort: cold(checkpoint, memory, READINGS, e)}
-            )
-            speed[dtype] = IMAGES / times["extract"]
-            rows.append(
-                (
-                    f"extraction / bare forward, throughput, {dtype} ({speed[dtype]:.1f} images/s)",
-                    f"{times['bare'] / times['extract']:.2f}",
-                    "at least 0.9",
-                )
-            )
-        rows.append(
-            (
-                "bf16 / fp32, throughput",
-                f"{speed['bf16'] / speed['fp32']:.2f}",
-                "at least 2, where the CPU has AMX or AVX512-bf16",
-            )
-        )
-
-        write_jpegs(Path(temporary) / "jpeg")
-        split = open_dataset(f"{temporary}/jpeg").train
-        apart = {workers: Effort(dtype="bf16", batch_size=BATCH, workers=workers) for workers in (0, os.cpu_count())}
-        times = alternate(
-            {
-                "serial": lambda: cold(checkpoint, split, JPEG_READINGS, apart[0]),
-                "overlapped": lambda: cold(checkpoint, split, JPEG_READINGS, apart[os.cpu_count()]),
-            }
-        )
-        decode = seconds(lambda: [JPEG_READINGS[0].view.pixels(split.image(index)) for index in range(IMAGES)])
-        rows.append(
-            (
-                f"from JPEG files: overlapped / one after the other, time (decoding alone {decode:.1f} s)",
-                f"{times['overlapped'] / times['serial']:.2f}",
-                "below 1",
-            )
-        )
-
+        rows: list[tuple[str, str, str]] = []
+        precision(open_checkpoint("random:vit_small_patch16_224"), rows)
+        overlap(open_checkpoint("random:vit_small_patch16_224"), Path(temporary) / "jpeg", rows)
         top1 = {
-            dtype: running.run("random:vit_96x4x3_patch8_48", "knn", running.Options(dtype=dtype))[0].main_score.value
-            for dtype in ("fp32", "bf16")
+            dtype: running.run(SMALL, "knn", running.Options(dtype=dtype))[0].main_score for dtype in ("fp32", "bf16")
         }
-        rows.append(
-            (
-                f"top-1 on toy, bf16 ({top1['bf16']:.1f}) less fp32 ({top1['fp32']:.1f}), points",
-                f"{top1['bf16'] - top1['fp32']:+.2f}",
-                "",
-            )
-        )
+        difference = top1["bf16"].value - top1["fp32"].value
+        what = f"top-1 of {SMALL} on toy, bf16 less fp32 ({top1['fp32'].value:.1f} ± {top1['fp32'].stderr:.1f}), points"
+        rows.append((what, f"{difference:+.2f}", ""))
         report(f"features: ViT-S/16, 224 px, {IMAGES} images, {torch.get_num_threads()} threads", rows)
+
+
+SMALL = "random:vit_96x4x3_patch8_48"
 
 
 if __name__ == "__main__":
