@@ -149,6 +149,10 @@ def open_checkpoint(
     spec = str(spec)
     known = read_overrides(arch or {})
     kind, _, rest = spec.partition(":") if ":" in spec else ("", "", "")
+    if kind in ("pixels", "random", "timm") and key is not None:
+        raise UserError(f"{spec}: --checkpoint-key {key}: it holds one network, so there is nothing to choose.")
+    if kind == "pixels" and known:
+        raise UserError(f"{spec}: --arch {next(iter(known))}: pixels have no architecture to speak of.")
     if kind == "pixels":
         return _pixels(spec, rest)
     if kind == "random":

@@ -107,6 +107,6 @@ class Subject:
         """The images of the split that could not be read (and were skipped), by their index."""
         return next((features.broken for (name, _), features in self._features.items() if name == split), ())
 
-    def used(self) -> list[tuple[str, Reading, Features]]:
-        """Which features were read, for the record."""
-        return [(split, reading, features) for (split, reading), features in self._features.items()]
+    def used(self, readings: list[Reading]) -> list[tuple[str, Reading, Features]]:
+        """Those of the extracted features that a protocol read, for its record."""
+        return [(split, reading, found) for (split, reading), found in self._features.items() if reading in readings]

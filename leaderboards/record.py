@@ -110,11 +110,14 @@ class Deviations:
     dtype: str = "fp32"
     checkpoint_key: str | None = None
     arch: Mapping[str, str] = field(default_factory=dict)
+    subset: Mapping[str, str] = field(default_factory=dict)
     skip_broken: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Only what deviates: empty for the plain run, and unchanged when a new kind of deviation is added."""
-        return {name: value for name, value in plain(self).items() if name not in ("overrides", "arch") or value}
+        return {
+            name: value for name, value in plain(self).items() if name not in ("overrides", "arch", "subset") or value
+        }
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Record:
     overrides: dict[str, Any]
     resolved_recipe: dict[str, Any]
     dataset: str
+    subset: dict[str, str]  # lists that reduced the data: option -> name and hash
     dataset_manifest_sha256: dict[str, str]  # a split
     n_samples: SampleCounts
     skipped_broken: dict[str, int]  # a split
@@ -204,6 +208,7 @@ class Record:
             dtype=self.dtype,
             checkpoint_key=self.checkpoint_key if self.checkpoint_key_given else None,
             arch=self.arch_overrides,
+            subset=self.subset,
             skip_broken=self.skip_broken,
         )
         return Run(

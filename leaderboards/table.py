@@ -90,7 +90,11 @@ def _row_labels(records: Sequence[Record]) -> dict[tuple[str, str, str | None], 
 def _column_deviations(record: Record) -> Deviations:
     # Seeds share a column, and the checkpoint key tells rows apart; limited runs do not come this far.
     return Deviations(
-        overrides=record.overrides, dtype=record.dtype, arch=record.arch_overrides, skip_broken=record.skip_broken
+        overrides=record.overrides,
+        dtype=record.dtype,
+        arch=record.arch_overrides,
+        subset=record.subset,
+        skip_broken=record.skip_broken,
     )
 
 
@@ -112,6 +116,7 @@ def _column_label(record: Record) -> str:
     deviations = _column_deviations(record)
     parts = [settings_text(deviations.overrides)] if deviations.overrides else []
     parts += [settings_text(deviations.arch)] if deviations.arch else []
+    parts += [settings_text(deviations.subset)] if deviations.subset else []
     parts += [deviations.dtype] if deviations.dtype != Deviations().dtype else []
     parts += ["broken images skipped"] if deviations.skip_broken else []
     settings = f" [{', '.join(parts)}]" if parts else ""

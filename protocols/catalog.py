@@ -23,6 +23,9 @@ class ProtocolModule(Protocol):
     def readings(self, subject: Subject, recipe: Any) -> list[Reading]:
         """What it will read of the network on train and val, so that protocols of one run share a forward pass."""
 
+    def check(self, subject: Subject, recipe: Any) -> None:
+        """Raise a UserError for what can be known to fail before any image is read."""
+
     def run(self, subject: Subject, recipe: Any) -> Scores:
         """The scores."""
 

@@ -107,10 +107,24 @@ RECIPES: dict[str, Recipe] = {
 
 def readings(subject: Subject, recipe: Recipe) -> list[Reading]:
     """What k-NN reads of the network: the last block's class token, its average patch token, or both."""
-    subject.require_shared_classes()
     view = subject.view(recipe.resize_px, recipe.crop_px, recipe.interpolation)
     tokens: list[Token] = list(dict.fromkeys(token for name in recipe.vector for token in _tokens(name)))
     return [Reading(token, view, layer=-1, norm=recipe.norm) for token in tokens]
+
+
+def check(subject: Subject, recipe: Recipe) -> None:
+    """The same classes in both splits, and a bank that holds as many neighbors as are asked for."""
+    subject.require_shared_classes()
+    _check_bank(recipe, len(bank_rows(subject.split("train").labels, recipe.bank_percent, subject.seed)))
+
+
+def _check_bank(recipe: Recipe, bank: int) -> None:
+    if max(recipe.neighbors) > bank:
+        fitting = [str(k) for k in recipe.neighbors if k <= bank] or [str(bank)]
+        raise UserError(
+            f"neighbors={max(recipe.neighbors)} is more than the bank's {bank} images; choose fewer, for example "
+            f"--set neighbors={','.join(fitting)}, or a larger training set."
+        )
 
 
 def run(subject: Subject, recipe: Recipe) -> Scores:
@@ -119,11 +133,7 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
     any_train, any_val = (subject.features(split, next(iter(reading.values()))) for split in ("train", "val"))
     train_labels, val_labels = subject.labels("train", any_train), subject.labels("val", any_val)
     kept = bank_rows(train_labels, recipe.bank_percent, subject.seed)
-    if max(recipe.neighbors) > len(kept):
-        raise UserError(
-            f"neighbors={max(recipe.neighbors)} is more than the bank's {len(kept)} images; "
-            f"choose fewer, for example --set neighbors={len(kept)}, or a larger training set."
-        )
+    _check_bank(recipe, len(kept))  # again, since broken images may have been left out
     classes = len(subject.split("train").classes)
     metrics, predicted = {}, {}
     for name in recipe.vector:

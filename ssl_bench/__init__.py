@@ -44,6 +44,21 @@ def __getattr__(name: str) -> Any:
 
 def run(ckpt: str | Path, protocol: str | Sequence[str] = "knn", **options: Any) -> list[Record]:
     """Score a checkpoint by one or several protocols, and return the records (see running.Options for the options)."""
-    from ssl_bench import running
+    import dataclasses
 
+    from ssl_bench import running
+    from ssl_bench.errors import unknown
+
+    known = [field.name for field in dataclasses.fields(running.Options)]
+    for name, value in options.items():
+        if name not in known:
+            raise unknown("option of run", name, known)
+        if name in ("settings", "arch"):  # as they would be typed: {"neighbors": (5, 10)} is {"neighbors": "5,10"}
+            options[name] = {key: _as_typed(entry) for key, entry in value.items()}
+        elif name == "results" or name.endswith("_list"):
+            options[name] = None if value is None else Path(value)
     return running.run(ckpt, protocol, running.Options(**options))
+
+
+def _as_typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

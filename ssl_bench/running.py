@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ssl_bench
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.files import explained, results_folder
+from ssl_bench.files import require_writable, results_folder
 from ssl_bench.leaderboards import record as records
 from ssl_bench.leaderboards.record import Deviations, Record, Run
 
@@ -73,15 +75,14 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
     from ssl_bench.evaluate.datasets import open_dataset
     from ssl_bench.evaluate.features import Effort
 
-    chosen = [_choose(name, options) for name in names]  # before anything is opened: a misspelled name costs nothing
-    full = open_dataset(
-        options.dataset, train_list=options.train_list, val_list=options.val_list, class_list=options.class_list
-    )
-    dataset = full if options.limit is None else _limited(full, options.limit)
+    for name in names:  # before anything is opened: a misspelled name costs nothing
+        _choose(name, options)
     effort = Effort(_device(options.device), options.dtype, options.batch_size, options.workers, options.skip_broken)
+    full = open_dataset(options.dataset)
+    dataset = _reduced(full, options)
     subjects: dict[str, Subject] = {}
-    tasks = [_task(ckpt, name, dataset, options, effort=effort, subjects=subjects) for name, _ in chosen]
-    _check_writable(options.results or results_folder())
+    tasks = [_task(ckpt, name, dataset, options, effort=effort, subjects=subjects) for name in names]
+    require_writable(options.results or results_folder())
     found = {task.run.key(): records.find_record(task.run, options.results) for task in tasks}
     if options.overwrite == "never" and any(found.values()):
         there = ", ".join(f"{each.protocol}/{each.recipe}" for each in found.values() if each)
@@ -89,9 +90,10 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
     todo = [task for task in tasks if options.overwrite == "always" or found[task.run.key()] is None]
     opened = time.perf_counter() - started
     results = dict(found)
+    extracted = {subject.checkpoint.weights_sha256: _extract(subject, todo) for subject in subjects.values()}
     for task in todo:
-        same = [each for each in todo if each.subject is task.subject]
-        results[task.run.key()] = _score(task, same, full, options, opened)
+        seconds = {"open": opened, **extracted[task.run.weights_sha256]}
+        results[task.run.key()] = _score(task, full, options, seconds)
     return [each for each in results.values() if each is not None]
 
 
@@ -102,12 +104,19 @@ def _check(names: Sequence[str], options: Options) -> None:
         raise unknown("--overwrite", options.overwrite, _OVERWRITE)
     if options.dtype not in ("fp32", "bf16", "fp16"):
         raise unknown("--dtype", options.dtype, ("fp32", "bf16", "fp16"))
-    for flag, value in (("--limit", options.limit), ("--batch-size", options.batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"{flag} {value}: expected at least 1.")
+    numbers = (
+        ("--limit", options.limit, 1),
+        ("--batch-size", options.batch_size, 1),
+        ("--workers", options.workers, 0),
+    )
+    for flag, value, least in (*numbers, ("--seed", options.seed, 0)):
+        if value is not None and not (isinstance(value, int) and least <= value < 2**32):
+            raise UserError(f"{flag} {value}: expected a whole number, at least {least}.")
+    if options.name is not None and not options.name.strip():
+        raise UserError("--name: expected a name, got an empty one.")
 
 
-def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str, tuple[str, str, Any, dict[str, Any]]]:
+def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str, str, Any, dict[str, Any]]:
     """The protocol, its recipe with the settings applied, and which fields they really change."""
     from ssl_bench.evaluate.recipes import with_settings
     from ssl_bench.protocols.catalog import choose
@@ -115,7 +124,7 @@ def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str
     protocol, recipe_name, original = choose(name, built_in=built_in)
     recipe = with_settings(original, options.settings)
     before, after = dataclasses.asdict(original), dataclasses.asdict(recipe)
-    return name, (protocol, recipe_name, recipe, {key: after[key] for key in after if after[key] != before[key]})
+    return protocol, recipe_name, recipe, {key: after[key] for key in after if after[key] != before[key]}
 
 
 def _task(
@@ -125,7 +134,7 @@ def _task(
     from ssl_bench.evaluate.subject import Subject
     from ssl_bench.protocols.catalog import PROTOCOLS
 
-    _, (protocol, recipe_name, recipe, overrides) = _choose(name, options, built_in=dataset.built_in)
+    protocol, recipe_name, recipe, overrides = _choose(name, options, built_in=dataset.built_in)
     opened = open_checkpoint(ckpt, key=options.checkpoint_key, protocol=protocol, arch=options.arch, seed=options.seed)
     if options.name:
         opened = dataclasses.replace(opened, name=options.name)
@@ -133,6 +142,7 @@ def _task(
     subject = subjects.setdefault(opened.weights_sha256, Subject(opened, dataset, effort, options.seed))
     module = PROTOCOLS[protocol]
     _check_readings(module, recipe, subject, protocol)
+    module.check(subject, recipe)
     identity = Run(
         model=opened.name,
         weights_sha256=opened.weights_sha256,
@@ -148,6 +158,7 @@ def _task(
             dtype=options.dtype,
             checkpoint_key=options.checkpoint_key,
             arch=dict(options.arch),
+            subset=_subset(options),
             skip_broken=options.skip_broken,
         ),
     )
@@ -169,16 +180,22 @@ def _check_readings(module: ProtocolModule, recipe: Any, subject: Subject, proto
         raise UserError(f"{subject.checkpoint.spec}: {protocol} cannot be run so: {reason}. {hint}{norm}".rstrip())
 
 
-def _score(task: _Task, same: Sequence[_Task], full: Dataset, options: Options, opened: float) -> Record:
-    """Features (shared with the other tasks of the same network), scores, record."""
-    subject, started = task.subject, datetime.now(UTC)
-    clock = time.perf_counter()
-    readings = [reading for each in same for reading in each.module.readings(subject, each.recipe)]
-    for split in _splits(subject.dataset):
+def _extract(subject: Subject, todo: Sequence[_Task]) -> dict[str, float]:
+    """All that the tasks of one network will read, by as few passes as possible; the seconds that it took."""
+    started = time.perf_counter()
+    mine = [task for task in todo if task.subject is subject]
+    readings = [reading for task in mine for reading in task.module.readings(subject, task.recipe)]
+    for split in _splits(subject.dataset) if mine else []:
         subject.prepare(split.name, readings)
-    extracted = time.perf_counter()
+    phase = "extract" if len(mine) < 2 else "extract_shared"
+    return {phase: time.perf_counter() - started}
+
+
+def _score(task: _Task, full: Dataset, options: Options, seconds: dict[str, float]) -> Record:
+    """Scores and record."""
+    subject, started, clock = task.subject, datetime.now(UTC), time.perf_counter()
     scores = task.module.run(subject, task.recipe)
-    seconds = {"open": opened, "extract": extracted - clock, "score": time.perf_counter() - extracted}
+    seconds = seconds | {"score": time.perf_counter() - clock}
     record = _record(task, scores, full, options, started=started, seconds=seconds)
     return records.read_record(records.write_record(record, options.results, samples=_samples(subject, scores)))
 
@@ -205,6 +222,7 @@ def _record(
         checkpoint_key=checkpoint.key,
         checkpoint_key_given=options.checkpoint_key is not None,
         arch_overrides=dict(options.arch),
+        subset=_subset(options),
         protocol=task.run.protocol,
         recipe=task.run.recipe,
         version=task.run.version,
@@ -230,7 +248,7 @@ def _record(
         peak_memory_bytes=_peak_memory_bytes(subject.effort.device),
         features=[
             records.FeaturesUsed(key=features.key, split=split, reading=str(reading), source=features.source)
-            for split, reading, features in subject.used()
+            for split, reading, features in subject.used(task.module.readings(subject, task.recipe))
         ],
         warnings=list(scores.warnings),
     )
@@ -260,6 +278,29 @@ def _splits(dataset: Dataset) -> list[Split]:
     return [split for split in (dataset.train, dataset.val) if split is not None]
 
 
+def _reduced(full: Dataset, options: Options) -> Dataset:
+    """The dataset after the lists and --limit."""
+    from ssl_bench.evaluate.datasets import open_dataset
+
+    lists = {"train_list": options.train_list, "val_list": options.val_list, "class_list": options.class_list}
+    dataset = full
+    if any(lists.values()):
+        dataset = open_dataset(options.dataset, **{name: path and Path(path) for name, path in lists.items()})
+        if any(len(split.classes) < 2 for split in _splits(dataset)):
+            raise UserError("--class-list leaves one class, and one class cannot be told from others; name more.")
+    return dataset if options.limit is None else _limited(dataset, options.limit)
+
+
+def _subset(options: Options) -> dict[str, str]:
+    """Which lists reduced the data: name and content, so that no reduced run passes for a whole one."""
+    lists = {"train_list": options.train_list, "val_list": options.val_list, "class_list": options.class_list}
+    return {
+        name: f"{Path(path).name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}"
+        for name, path in lists.items()
+        if path is not None
+    }
+
+
 def _limited(dataset: Dataset, limit: int) -> Dataset:
     """The first images of every class in turn, so that a limited run still sees all classes it can."""
     import numpy as np
@@ -281,23 +322,18 @@ def _device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} is not available here ({reason}). Try --device auto or cpu.") from error
     return name
 
 
-def _check_writable(folder: Path) -> None:
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-
-
 def _peak_memory_bytes(device: str) -> int:
+    """Of the whole process so far: what a machine must have to do the same."""
     if device.startswith("cuda"):
         import torch
 
@@ -326,6 +362,8 @@ def environment() -> dict[str, Any]:
 
 def code_version() -> str:
     """The package's version, and in a checkout the commit, with a mark when there are uncommitted changes."""
+    if commit := os.environ.get("SSL_BENCH_COMMIT"):  # an image, which has no checkout
+        return f"{ssl_bench.__version__}+g{commit[:12]}"
     root = Path(ssl_bench.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return ssl_bench.__version__

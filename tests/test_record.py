@@ -55,6 +55,7 @@ def make_record(**changes: object) -> Record:
         "overrides": {},
         "resolved_recipe": {"neighbors": 20, "temperatures": [0.07], "metric": "cosine", "nested": {"a": None}},
         "dataset": "toy",
+        "subset": {},
         "dataset_manifest_sha256": {"train": "c" * 64, "val": "d" * 64},
         "n_samples": SampleCounts(original={"train": 100, "val": 10}, evaluated={"train": 100, "val": 10}),
         "skipped_broken": {"train": 0, "val": 0},
@@ -166,11 +167,12 @@ def test_no_two_deviations_share_a_path_or_a_key():
         "checkpoint_key_given": [False, True],
         "arch_overrides": [{}, {"heads": "6"}, {"neighbors": "5"}],
         "skip_broken": [False, True],
+        "subset": [{}, {"train_list": "1percent.txt 0a1b2c3d"}],
     }
     runs = [
         make_record(**dict(zip(choices, values, strict=True))).run for values in itertools.product(*choices.values())
     ]
-    assert len({record_path(run) for run in runs}) == len({run.key() for run in runs}) == len(runs) == 1296
+    assert len({record_path(run) for run in runs}) == len({run.key() for run in runs}) == len(runs) == 2592
 
 
 @pytest.mark.parametrize(

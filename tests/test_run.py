@@ -79,7 +79,7 @@ def test_several_protocols_share_one_extraction_and_records_are_kept(tiny, image
     records = ssl_bench.run(tiny, ["knn/dino", "knn/moca-paper", "knn/mmc"], **options)
     assert passes == ["train", "val"]
     assert [record.recipe for record in records] == ["dino", "moca-paper", "mmc"]
-    assert len({record.features[0].key for record in records}) == 1
+    assert {used.key for record in records for used in record.features} == {used.key for used in records[2].features}
     assert ssl_bench.run(tiny, "knn/mmc", **options) == [records[2]]
     assert passes == ["train", "val"]
     frame = ssl_bench.load_results().to_dataframe()
@@ -123,6 +123,50 @@ def test_a_limited_run_is_marked_and_sees_every_class(tiny, image_folder):
         ssl_bench.leaderboard(load_results())
     ssl_bench.run(tiny, "knn", **options)
     assert ssl_bench.leaderboard(load_results()).shape == (1, 1)
+
+
+def test_a_run_on_listed_images_never_passes_for_a_run_on_all(tiny, image_folder, tmp_path, call):
+    folder = image_folder(classes=("a", "b", "c"))
+    (tmp_path / "few.txt").write_text("".join(f"{c}/000{i}.png\n" for c in "abc" for i in range(4)))
+    (tmp_path / "two.txt").write_text("a\nc\n")
+    (tmp_path / "one.txt").write_text("a\n")
+    options = {"dataset": str(folder), "settings": {"resize_px": 16, "crop_px": 16, "neighbors": 2}}
+    (whole,) = ssl_bench.run(tiny, "knn", **options)
+    (few,) = ssl_bench.run(tiny, "knn", train_list=tmp_path / "few.txt", **options)
+    (two,) = ssl_bench.run(tiny, "knn", class_list=str(tmp_path / "two.txt"), **options)
+    assert few.n_samples.evaluated == {"train": 12, "val": 12}
+    assert two.n_samples.evaluated == {"train": 12, "val": 8}
+    assert few.n_samples.original == two.n_samples.original == whole.n_samples.original == {"train": 18, "val": 12}
+    columns = list(ssl_bench.leaderboard(load_results()).columns)
+    assert len(columns) == 3
+    assert sum("few.txt" in column for column in columns) == sum("two.txt" in column for column in columns) == 1
+    command = ("run", "--ckpt", tiny, "--protocol", "knn", "--dataset", folder, *SMALL)
+    code, _, errors = call(*command, "--class-list", tmp_path / "one.txt")
+    assert code == 2
+    assert "one class" in errors
+
+
+def test_what_can_be_known_to_fail_fails_before_an_image_is_read(tiny, image_folder, call, monkeypatch):
+    from ssl_bench.evaluate import features
+
+    monkeypatch.setattr(features, "load", lambda *arguments: pytest.fail("an image was read"))
+    command = ("run", "--ckpt", tiny, "--protocol", "knn", "--dataset", image_folder(), "--set", "resize_px=16")
+    code, _, errors = call(*command, "--set", "crop_px=16", "--set", "neighbors=5,3,200")
+    assert code == 2
+    assert "--set neighbors=5,3" in errors
+
+
+def test_a_record_lists_only_what_its_protocol_read(tiny, image_folder):
+    options = {"dataset": str(image_folder()), "settings": {"resize_px": 16, "crop_px": 16, "neighbors": (3,)}}
+    ibot, mmc = ssl_bench.run(tiny, "knn/ibot,knn/mmc", **options)
+    assert {used.reading.split()[0] for used in ibot.features} == {"cls"}
+    assert {used.reading.split()[0] for used in mmc.features} == {"cls", "patch_mean"}
+    assert ibot.seconds["extract_shared"] == mmc.seconds["extract_shared"] > 0
+
+
+def test_misspelled_options_of_the_python_api_are_explained(tiny):
+    with pytest.raises(ssl_bench.UserError, match="did you mean 'dataset'"):
+        ssl_bench.run(tiny, "knn", datset="digits")
 
 
 def test_skipped_images_are_counted(tiny, image_folder, call):
@@ -177,7 +221,13 @@ def test_a_recipe_that_the_network_cannot_serve_is_refused_with_those_that_fit(t
         (["--protocol", "knn", "--dtype", "fp8"], ["fp8", "fp16"]),
         (["--protocol", "knn", "--overwrite", "sometimes"], ["sometimes", "only-missing"]),
         (["--protocol", "knn", "--device", "cuda:7"], ["cuda:7", "auto or cpu"]),
+        (["--protocol", "knn", "--device", "meta"], ["--device meta", "cuda:N"]),
         (["--protocol", "knn", "--limit", "0"], ["--limit 0"]),
+        (["--protocol", "knn", "--workers", "-1"], ["--workers -1"]),
+        (["--protocol", "knn/extrema", "--seed", "-1"], ["--seed -1"]),
+        (["--protocol", "knn", "--name", " "], ["--name"]),
+        (["--protocol", "knn", "--ckpt", "pixels:", "--checkpoint-key", "teacher"], ["--checkpoint-key teacher"]),
+        (["--protocol", "knn", "--ckpt", "pixels:", "--arch", "heads=6"], ["--arch heads"]),
         (["--protocol", "knn", "--set", "neighbors=13"], ["neighbors=13", "12 images"]),
         (["--protocol", "knn", "--checkpoint-key", "teacher"], ["--checkpoint-key 'teacher'", "Known: model"]),
         (["--protocol", "knn", "--arch", "hedas=2"], ["hedas", "did you mean 'heads'"]),
