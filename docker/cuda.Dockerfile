@@ -1,5 +1,5 @@
-# docker build -f docker/cuda.Dockerfile -t ssl-bench:cuda .
-# docker run --rm --gpus all --shm-size 8g -v /data:/data:ro -v "$PWD/results:/results" -v ssl-bench-cache:/cache ssl-bench:cuda run --ckpt /data/x.pth --protocol knn --dataset /data/imagenet
+# docker build -f docker/cuda.Dockerfile --build-arg COMMIT="$(git describe --always --dirty --abbrev=12)" -t ssl-bench:cuda .
+# mkdir -p results && docker run --rm --gpus all --shm-size 8g --user "$(id -u):$(id -g)" -v /data:/data:ro -v "$PWD/results:/results" -v ssl-bench-cache:/cache ssl-bench:cuda run --ckpt /data/x.pth --protocol knn --dataset /data/imagenet
 # torch brings its own CUDA libraries; of the base image only the driver's interface is needed.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
@@ -12,7 +12,11 @@ RUN make setup VENV=/opt/venv
 
 ENV PATH=/opt/venv/bin:$PATH \
     SSL_BENCH_DATA=/data SSL_BENCH_RESULTS=/results SSL_BENCH_CACHE=/cache
-RUN useradd --create-home bench && mkdir -p /data /results /cache && chown bench /results /cache
+# Anybody may write here, as in /tmp, so that with --user the records belong to whoever runs the container.
+RUN useradd --create-home bench && mkdir -p /data /results /cache && chmod 1777 /results /cache /home/bench
+# The image has no .git: the commit that records name comes from outside. Down here, since it changes every time.
+ARG COMMIT=
+ENV HOME=/home/bench SSL_BENCH_COMMIT=$COMMIT
 USER bench
 WORKDIR /home/bench
 VOLUME ["/data", "/results", "/cache"]

@@ -22,7 +22,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.layouts import open_split_folders
 from ssl_bench.evaluate.splits import Dataset, ImageArray, Integers, Names, Split
 from ssl_bench.files import atomic_folder, cache_folder
-from ssl_bench.progress import bar
+from ssl_bench.progress import follow
 
 _DIGITS_VAL = 359
 
@@ -87,12 +87,5 @@ def _write_toy(folder: Path) -> None:
     user's script again, which fails where the script has no __main__ guard."""
     from ssl_bench.evaluate import toy_files
 
-    train, val, done = 4000, 1000, 0
-    with bar("making the toy world", train + val) as advance:
-
-        def progress(now: int, total: int) -> None:
-            nonlocal done
-            advance(now - done)
-            done = now
-
-        toy_files.write_class_folders(folder, train=train, val=val, size_px=48, seed=0, processes=1, progress=progress)
+    with follow("making the toy world") as report:
+        toy_files.write_class_folders(folder, train=4000, val=1000, size_px=48, seed=0, processes=1, progress=report)

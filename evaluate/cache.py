@@ -7,13 +7,18 @@ import fcntl
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssl_bench.errors import UserError
 from ssl_bench.evaluate.features import read_shard, shard_files
 from ssl_bench.files import cache_folder, explained
+
+# What is half-written after a day belongs to a process that was killed: no file or folder takes so long.
+_LEFT_OVER_SECONDS = 86400
 
 
 @dataclass(frozen=True)
@@ -38,38 +43,79 @@ def entries() -> list[CacheEntry]:
 
 def collect_garbage(*, unused_days: float = 30.0, everything: bool = False) -> tuple[int, int]:
     """Remove entries that nobody used for so long, and what was half-written; returns their number and bytes."""
+    if not unused_days >= 0:
+        raise UserError(f"--unused-days {unused_days:g}: expected 0 or more.")
     removed, freed = 0, 0
     for folder in _folders():
-        entry = _read(folder)
         with _unlocked(folder) as free:
+            entry = _read(folder) if free else None
             if free and (everything or entry is None or entry.unused_days > unused_days):
-                freed += _size(folder)
+                freed += _remove_entry(folder)
                 removed += 1
-                with explained(folder):
-                    shutil.rmtree(folder)
             elif free:
-                for leftover in folder.glob(".*.part"):
-                    freed += leftover.stat().st_size
-                    leftover.unlink(missing_ok=True)
+                freed += sum(_remove(leftover) for leftover in folder.glob(".*.part"))
+    # The whole cache, built-in data and memo too: what is not locked is judged by its age.
+    for leftover in list(cache_folder().rglob(".*.part")):
+        if _newest(leftover) < time.time() - _LEFT_OVER_SECONDS:
+            freed += _remove(leftover)
     return removed, freed
 
 
 def verify() -> list[tuple[str, int]]:
-    """Check every checksum; remove damaged shards, which the next run makes anew. Returns (key, shard) of each."""
+    """Check every checksum; remove damaged shards, which the next run makes anew. Returns (key, shard) of each.
+
+    Entries in use are left alone: a shard that is being made anew looks damaged for a moment.
+    """
     damaged = []
     for folder in _folders():
-        for note in sorted(folder.glob("shard-*.json")):
-            number = int(re.findall(r"\d+", note.stem)[0])
-            if read_shard(folder, number) is None:
+        if not _damaged(folder):  # a healthy cache is checked without writing to it
+            continue
+        with _unlocked(folder) as free:
+            for number in _damaged(folder) if free else []:
                 damaged.append((folder.name, number))
                 for path in shard_files(folder, number):
-                    path.unlink(missing_ok=True)
+                    with explained(path):
+                        path.unlink(missing_ok=True)
     return damaged
+
+
+def _damaged(folder: Path) -> list[int]:
+    numbers = [int(re.findall(r"\d+", note.stem)[0]) for note in sorted(folder.glob("shard-*.json"))]
+    return [number for number in numbers if read_shard(folder, number) is None]
+
+
+def _remove_entry(folder: Path) -> int:
+    """Out of the way first, in one step: a process that wants the entry now begins a new one beside it."""
+    with explained(folder):
+        gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        folder.rename(gone)
+    return _remove(gone)
+
+
+def _remove(path: Path) -> int:
+    """Remove a file or a folder; returns its bytes. Somebody else may have been quicker."""
+    try:
+        size = _size(path)
+        with explained(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def _newest(path: Path) -> float:
+    """When anything in it was last written. What has gone meanwhile counts as new, and is left alone."""
+    try:
+        return max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+    except OSError:
+        return time.time()
 
 
 def _folders() -> list[Path]:
     root = cache_folder() / "features"
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _read(folder: Path) -> CacheEntry | None:
@@ -91,14 +137,20 @@ def _read(folder: Path) -> CacheEntry | None:
         return None
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in (path, *path.rglob("*")) if each.is_file())
 
 
 @contextlib.contextmanager
 def _unlocked(folder: Path) -> Iterator[bool]:
-    """Whether no process is extracting into the folder; holds its lock meanwhile."""
-    with (folder / "lock").open("w") as handle:
+    """Whether no process is using the folder, or has just removed it; holds its lock meanwhile."""
+    try:
+        with explained(folder):
+            handle = (folder / "lock").open("w")
+    except FileNotFoundError:
+        yield False
+        return
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

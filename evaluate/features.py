@@ -3,7 +3,8 @@
 A cache entry is a folder `features/{key}` of shards of 8,192 images. Each shard is a plain .npy (n, D) float32 with a
 small JSON beside it that holds its checksum; the JSON is written last, so a shard either counts or does not exist.
 Interrupted extraction goes on at the first missing shard. A shard whose checksum does not fit is made anew. A lock per
-entry lets a second process wait and then use what the first one made.
+entry lets a second process wait and then use what the first one made; `cache gc` leaves locked entries alone. Once the
+arrays are mapped into memory, no file of the entry is needed any more.
 
 The key hashes the weights (never a file's name), the architecture, the reading, the data (names, labels, sizes and
 modification times of its files), the dtype of the forward pass and EXTRACTOR_VERSION.
@@ -21,7 +22,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ import torch
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.checkpoints import Checkpoint
+from ssl_bench.evaluate.loading import Effort, load, refused
 from ssl_bench.evaluate.readings import Reading, View
 from ssl_bench.files import atomic_file, cache_folder, explained
 from ssl_bench.progress import bar, say
@@ -44,20 +46,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FloatArray = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How to compute, where none of it changes the numbers but dtype."""
-
-    device: str = "cpu"
-    dtype: str = "fp32"
-    batch_size: int | None = None
-    workers: int | None = None
-    skip_broken: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One vector an image, (n, D), memory-mapped. Rows of broken images (--skip-broken) are left out."""
+    """One vector an image, (n, D), memory-mapped. Rows of broken images (--skip-broken) are left out.
+
+    A shard of broken images alone is (n, 0): nobody knows D there, and nobody is given its rows.
+    """
 
     key: str
     shards: tuple[FloatArray, ...]
@@ -70,14 +64,15 @@ class Features:
     @property
     def dim(self) -> int:
         """The length of a vector."""
-        return int(self.shards[0].shape[1])
+        return max(int(shard.shape[1]) for shard in self.shards)
 
     def blocks(self) -> Iterator[FloatArray]:
         """The rows in order, a shard at a time, without reading all of them into memory."""
         start = 0
         for shard in self.shards:
             gone = [index - start for index in self.broken if start <= index < start + len(shard)]
-            yield np.delete(shard, gone, axis=0) if gone else shard
+            if len(gone) < len(shard):
+                yield np.delete(shard, gone, axis=0) if gone else shard
             start += len(shard)
 
     def array(self) -> FloatArray:
@@ -90,29 +85,47 @@ def extract(
     checkpoint: Checkpoint, split: Split, readings: Sequence[Reading], effort: Effort
 ) -> dict[Reading, Features]:
     """The features of every reading, from the cache where they are there, else by as few passes as there are views."""
-    entries = {reading: Entry(checkpoint, split, reading, effort.dtype) for reading in readings}
+    entries = {reading: Entry(checkpoint, split, reading, effort) for reading in readings}
     by_view: dict[View, list[Entry]] = {}
     for entry in entries.values():
         by_view.setdefault(entry.reading.view, []).append(entry)
-    extracted: set[str] = set()
+    found: dict[str, Features] = {}
     for group in by_view.values():
+        found |= _cached(group, effort) or _extracted(checkpoint, split, group, effort)
+    return {reading: found[entry.key] for reading, entry in entries.items()}
+
+
+def _cached(group: Sequence[Entry], effort: Effort) -> dict[str, Features]:
+    """The features of all entries by key, if nothing is missing; else an empty dictionary."""
+    with _locked(group, shared=True):
         if any(entry.missing() for entry in group):
-            with contextlib.ExitStack() as locks:
-                for entry in sorted(
-                    group, key=lambda entry: entry.key
-                ):  # one order for all, so nobody waits in a circle
-                    locks.enter_context(entry.lock())
-                extracted |= _extract_missing(checkpoint, split, group, effort)
-    return {
-        reading: entry.features("extracted" if entry.key in extracted else "cache", effort.skip_broken)
-        for reading, entry in entries.items()
-    }
+            return {}
+        return {entry.key: entry.features("cache", effort.skip_broken) for entry in group}
+
+
+def _extracted(checkpoint: Checkpoint, split: Split, group: Sequence[Entry], effort: Effort) -> dict[str, Features]:
+    """The same, after a pass over what is still missing once nobody else is at it."""
+    with _locked(group, shared=False):
+        written = _extract_missing(checkpoint, split, group, effort)
+        return {
+            entry.key: entry.features("extracted" if entry.key in written else "cache", effort.skip_broken)
+            for entry in group
+        }
+
+
+@contextlib.contextmanager
+def _locked(group: Sequence[Entry], *, shared: bool) -> Iterator[None]:
+    with contextlib.ExitStack() as locks:
+        # Two names of one layer are one entry, locked once; and one order for all, so nobody waits in a circle.
+        for _, entry in sorted({entry.key: entry for entry in group}.items()):
+            locks.enter_context(entry.lock(shared=shared))
+        yield
 
 
 class Entry:
     """One reading of one split by one network: a folder of the cache."""
 
-    def __init__(self, checkpoint: Checkpoint, split: Split, reading: Reading, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, split: Split, reading: Reading, effort: Effort) -> None:
         depth = checkpoint.architecture.depth
         self.reading, self.split = reading, split
         identity = {
@@ -122,7 +135,7 @@ class Entry:
             "reading": dataclasses.asdict(dataclasses.replace(reading, layer=reading.layer % depth)),
             "data": split.manifest_sha256,
             "data_freshness": split.freshness,
-            "dtype": dtype,
+            "dtype": effort.dtype,
         }
         self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = cache_folder() / "features" / self.key
@@ -132,9 +145,11 @@ class Entry:
             "split": split.name,
             "images": len(split),
             "shown": str(reading),
+            "device": effort.device,  # of whoever began; like torch's version not in the key, but good to know
+            "torch": str(torch.__version__),
             **identity,
         }
-        self._verified: dict[int, FloatArray] = {}
+        self._verified: dict[int, tuple[FloatArray, list[int]]] = {}
 
     @property
     def shard_count(self) -> int:
@@ -145,11 +160,11 @@ class Entry:
         """Shards that are not there, or that are damaged."""
         return [number for number in range(self.shard_count) if self._shard(number) is None]
 
-    def _shard(self, number: int) -> FloatArray | None:
+    def _shard(self, number: int) -> tuple[FloatArray, list[int]] | None:
         if number not in self._verified:
             rows = min(SHARD_ROWS, len(self.split) - number * SHARD_ROWS)
             shard = read_shard(self.folder, number)
-            if shard is None or len(shard) != rows:
+            if shard is None or len(shard[0]) != rows:
                 return None
             self._verified[number] = shard
         return self._verified[number]
@@ -173,31 +188,84 @@ class Entry:
 
     def features(self, source: Literal["cache", "extracted"], skip_broken: bool) -> Features:
         """All shards. Broken images are an error unless the user chose to skip them."""
-        shards = [shard for number in range(self.shard_count) if (shard := self._shard(number)) is not None]
-        assert len(shards) == self.shard_count
-        broken: list[int] = []
-        for number in range(self.shard_count):
-            note = json.loads(shard_files(self.folder, number)[1].read_text())
-            broken += [number * SHARD_ROWS + row for row in note["broken"]]
+        found = [shard for number in range(self.shard_count) if (shard := self._shard(number)) is not None]
+        assert len(found) == self.shard_count
+        broken = [number * SHARD_ROWS + row for number, (_, rows) in enumerate(found) for row in rows]
         if broken and not skip_broken:
-            self.split.image(broken[0])  # says what is wrong with it
-            raise UserError(f"{self.split.sample_ids[broken[0]]} could not be read when the features were made.")
-        os.utime(self.folder / "entry.json")  # for `cache gc`: last use
-        return Features(self.key, tuple(shards), tuple(broken), source)
+            raise refused(self._what_is_broken(broken[0]))
+        if broken and len(broken) == len(self.split):
+            self._forget()
+            raise UserError(
+                f"not one of {len(broken)} images of {self.split.name} could be read; see `ssl-bench data check`."
+            )
+        with contextlib.suppress(OSError):  # a cache that one may only read serves as well
+            os.utime(self.folder / "entry.json")  # for `cache gc`: last use
+        return Features(self.key, tuple(rows for rows, _ in found), tuple(broken), source)
+
+    def _what_is_broken(self, index: int) -> str:
+        from ssl_bench.evaluate.datasets import BrokenImage
+
+        try:
+            self.split.image(index)
+        except BrokenImage as error:
+            return str(error)
+        return (
+            f"{self.split.sample_ids[index]} could not be read when the features were made, and now it can. Remove "
+            f"{self.folder} to make them anew."
+        )
+
+    def _forget(self) -> None:
+        """The next run tries all images again: perhaps their drive was away, which does not change the key."""
+        for number in range(self.shard_count):
+            with contextlib.suppress(OSError):
+                shard_files(self.folder, number)[1].unlink()
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Only one process at a time extracts an entry; the others wait, and then find it done."""
-        with explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / "lock").open("w")
+    def lock(self, *, shared: bool) -> Iterator[None]:
+        """Only one process at a time extracts an entry; the others wait, and then find it done and read it together."""
+        handle = self._lock_file(shared)
+        if handle is None:
+            yield
+            return
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                say(f"waiting for another process that extracts {self.about['model']} on {self.split.name}")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+                yield
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough while a forked worker has it open too
+
+    def _lock_file(self, shared: bool) -> IO[str] | None:
+        """The lock file, locked. None for a reader who can open none: no entry yet, or not his to lock."""
+        path = self.folder / "lock"
+        while True:
+            handle = None
+            if shared:
+                with contextlib.suppress(OSError):
+                    handle = path.open()
+            else:
+                with explained(self.folder), contextlib.suppress(FileNotFoundError):  # if `cache gc` is just as quick
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    handle = path.open("w")
+            if handle is not None:
+                self._wait_for(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                if _is_still(handle, path):
+                    return handle
+                handle.close()  # `cache gc` removed the entry while we waited
+            elif shared:
+                return None
+
+    def _wait_for(self, handle: IO[str], kind: int) -> None:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that works on {self.about['model']} on {self.split.name}")
+            fcntl.flock(handle, kind)
+
+
+def _is_still(handle: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
@@ -205,19 +273,17 @@ def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"shard-{number:05d}.npy", folder / f"shard-{number:05d}.json"
 
 
-def read_shard(folder: Path, number: int) -> FloatArray | None:
-    """A shard whose checksum fits, memory-mapped; None if it is missing or damaged."""
+def read_shard(folder: Path, number: int) -> tuple[FloatArray, list[int]] | None:
+    """A shard whose checksum fits, memory-mapped, and its rows of broken images; None if it is missing or damaged."""
     array, note = shard_files(folder, number)
     try:
-        expected = json.loads(note.read_text())["sha256"]
+        expected = json.loads(note.read_text())
         with array.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                say(f"{array} is damaged (its checksum does not fit); it is made anew")
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                 return None
-        mapped: FloatArray = np.load(array, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, KeyError):
+        return np.load(array, mmap_mode="c", allow_pickle=False), list(expected["broken"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return mapped
 
 
 def _extract_missing(checkpoint: Checkpoint, split: Split, entries: Sequence[Entry], effort: Effort) -> set[str]:
@@ -226,6 +292,11 @@ def _extract_missing(checkpoint: Checkpoint, split: Split, entries: Sequence[Ent
     numbers = sorted(set().union(*lacking.values()))
     if not numbers:
         return set()
+    for entry in entries:
+        for number in sorted(lacking[entry.key]):
+            array, note = shard_files(entry.folder, number)
+            if note.exists():
+                say(f"{array} is damaged (its checksum does not fit); it is made anew")
     forward = Forward(checkpoint, [entry.reading for entry in entries], effort)
     batch = effort.batch_size or forward.batch_size
     shards = [range(n * SHARD_ROWS, min((n + 1) * SHARD_ROWS, len(split))) for n in numbers]
@@ -238,7 +309,7 @@ def _extract_missing(checkpoint: Checkpoint, split: Split, entries: Sequence[Ent
                 advance(len(indices))
                 if indices[-1] + 1 in (len(split), SHARD_ROWS * (indices[-1] // SHARD_ROWS + 1)):
                     number = indices[-1] // SHARD_ROWS
-                    for entry, rows in zip(entries, gathered.finish(split), strict=True):
+                    for entry, rows in zip(entries, gathered.finish(), strict=True):
                         if number in lacking[entry.key]:
                             _check_finite(rows, gathered.broken, entry, number)
                             entry.write(number, rows, gathered.broken)
@@ -312,74 +383,14 @@ class _Shard:
             rows[np.setdiff1d(np.arange(len(indices)), broken)] = blocks[reading]
             parts.append(rows)
 
-    def finish(self, split: Split) -> list[FloatArray]:
-        """The whole shard for every reading; broken images have rows of NaN, which nobody is given."""
+    def finish(self) -> list[FloatArray]:
+        """The whole shard for every reading; broken images have rows of NaN (of no numbers if all are broken)."""
         dims = [next((part.shape[1] for part in parts if not isinstance(part, int)), 0) for parts in self.parts]
-        if not all(dims):
-            raise UserError(
-                f"not one of {len(self.broken)} images of {split.name} could be read; see `ssl-bench data check`."
-            )
         filled = zip(self.parts, dims, strict=True)
         return [
             np.concatenate([np.full((p, dim), np.nan, np.float32) if isinstance(p, int) else p for p in parts])
             for parts, dim in filled
         ]
-
-
-class _Images(torch.utils.data.Dataset[Any]):
-    """The split's images through a view. A broken one comes as its error message, since workers garble exceptions."""
-
-    def __init__(self, split: Split, view: View) -> None:
-        self.split, self.view = split, view
-
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8] | str:
-        from ssl_bench.evaluate.datasets import BrokenImage
-
-        try:
-            return self.view.pixels(self.split.image(index))
-        except BrokenImage as error:
-            return str(error)
-
-
-def load(
-    split: Split, view: View, plan: Sequence[Sequence[int]], effort: Effort
-) -> Iterator[tuple[torch.Tensor | None, list[int]]]:
-    """Batches of pixels (B, 3, H, W) uint8 without the broken images, and the places of those in the batch."""
-    images = sum(len(indices) for indices in plan)
-    automatic = min(os.cpu_count() or 1, 16) if images >= _WORTH_WORKERS else 0
-    loader = torch.utils.data.DataLoader(
-        _Images(split, view),
-        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of index lists will do
-        num_workers=automatic if effort.workers is None else effort.workers,
-        collate_fn=_collate,
-        pin_memory=effort.device.startswith("cuda"),
-    )
-    for pixels, broken, shapes in loader:
-        if broken and not effort.skip_broken:
-            raise UserError(
-                f"{next(iter(broken.values()))} Repair or remove it, or give --skip-broken to leave such images out "
-                "and count them."
-            )
-        if len(shapes) > 1:
-            raise UserError(
-                f"the images of {split.name} come out of the view in several sizes, such as {shapes[0]} and "
-                f"{shapes[1]}; set resize_px and crop_px (pixels: on built-in data takes images at their stored size)."
-            )
-        yield pixels, list(broken)
-
-
-# Fewer images than this are read sooner than processes are started.
-_WORTH_WORKERS = 512
-
-
-def _collate(
-    items: list[npt.NDArray[np.uint8] | str],
-) -> tuple[torch.Tensor | None, dict[int, str], list[tuple[int, ...]]]:
-    """Stacked in the worker, so that it goes to the parent through shared memory; broken images by their place."""
-    broken = {place: item for place, item in enumerate(items) if isinstance(item, str)}
-    good = [item for item in items if not isinstance(item, str)]
-    shapes = sorted({item.shape for item in good})
-    return (torch.from_numpy(np.stack(good)) if len(shapes) == 1 else None), broken, shapes
 
 
 def _check_finite(rows: FloatArray, broken: Sequence[int], entry: Entry, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -64,11 +65,14 @@ def parse(name: str, text: str, annotation: Any) -> Any:
         if text.lower() not in _BOOLEANS:
             raise UserError(f"{name}={text}: expected true or false.")
         return _BOOLEANS[text.lower()]
+    kind = {int: "a whole number", float: "a finite number"}.get(annotation, str(annotation))
     try:
-        return annotation(text)
+        value = annotation(text)
     except ValueError:
-        kind = {int: "a whole number", float: "a number"}.get(annotation, str(annotation))
         raise UserError(f"{name}={text}: expected {kind}.") from None
+    if isinstance(value, float) and not math.isfinite(value):  # float() reads nan and inf, which no setting can mean
+        raise UserError(f"{name}={text}: expected {kind}.")
+    return value
 
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

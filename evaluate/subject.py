@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.checkpoints import Checkpoint
-from ssl_bench.evaluate.features import Effort, Features, extract
+from ssl_bench.evaluate.features import Features, extract
+from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.readings import Interpolation, Reading, View
 
 if TYPE_CHECKING:

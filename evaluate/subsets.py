@@ -9,7 +9,7 @@ The order stays the dataset's, so that two lists of the same images give the sam
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +18,15 @@ import numpy as np
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate.decoding import is_image_name
 from ssl_bench.evaluate.splits import Split, shown
+from ssl_bench.progress import say
 
 
 def listed_images(split: Split, path: Path) -> Split:
     """The samples of `split` that the list names. Every name must be there, and name one sample only."""
     lines = [line.removeprefix("./").removeprefix(f"{split.name}/") for line in _lines(path, "image names")]
-    names = dict.fromkeys(lines)
-    if len(names) < len(lines):
-        seen: set[str] = set()
-        twice = [line for line in lines if line in seen or seen.add(line)]  # type: ignore[func-returns-value]
-        warnings.warn(f"{path} names {len(twice):,} images twice ({shown(twice)}); each counts once", stacklevel=3)
+    names = Counter(lines)
+    if repeated := [name for name, times in names.items() if times > 1]:
+        say(f"{path} names {len(repeated):,} images more than once ({shown(repeated)}); each counts once")
     exact: dict[str, list[int]] = {name: [] for name in names}
     by_stem: dict[str, list[int]] = {_without_suffix(name): [] for name in names}
     for index, sample in enumerate(split.sample_ids):

@@ -181,7 +181,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     return state
 
 
@@ -196,16 +196,23 @@ def _read_torch(path: Path, head: bytes) -> Any:
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
         if forbidden is None:
-            raise UserError(f"{path} is not a checkpoint that torch can read: {_first_line(error)}") from error
+            raise _unreadable(path, mapped) from error
         raise UserError(
             f"{path} holds {forbidden[1]}, which loading would have to import and could execute; it was not loaded. "
             "If you trust the file, load it yourself and save the state_dict alone."
         ) from error
     except Exception as error:  # a damaged file can make the unpickler raise nearly anything
-        raise UserError(f"{path} is not a checkpoint that torch can read: {_first_line(error)}") from error
+        raise _unreadable(path, mapped) from error
 
 
-def _first_line(error: Exception) -> str:
-    """What went wrong, without torch's advice before and after it."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+def _unreadable(path: Path, zipped: bool) -> UserError:
+    """Without torch's own reason, which is that of its unpickler ("Unsupported operand 149") or just a number."""
+    if zipped:
+        return UserError(
+            f"{path} is not a checkpoint that torch can read: it begins like a torch file, but is damaged, cut off or "
+            "another kind of zip archive. Fetch it again."
+        )
+    return UserError(
+        f"{path} is not a checkpoint: it is neither a torch file, nor a pickle of tensors, nor safetensors, or it is "
+        "damaged. Fetch it again, or save the state_dict of the model with torch.save."
+    )

@@ -120,7 +120,10 @@ def run(
     batch_size: Annotated[
         int | None, typer.Option(help="Images a forward pass (default: what fits the CPU's cache; 256 on GPU).")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode images (default: one a core).")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images (default: one a core, none for fewer than 512 images)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint by one or several protocols.
@@ -210,14 +213,17 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """All records as a table: a row a model, a column a protocol. Never mixes recipes, versions or data in a column."""
+    from ssl_bench import listing
     from ssl_bench.leaderboards.store import load_results
+    from ssl_bench.leaderboards.table import FORMATS, render
     from ssl_bench.leaderboards.table import leaderboard as build
-    from ssl_bench.leaderboards.table import render
 
+    if output not in FORMATS:
+        raise unknown("format", output, FORMATS)
     results = load_results()
     for path, problem in results.problems.items():
         sys.stderr.write(f"ssl-bench: left out {path}: {problem}\n")
-    table = build(results.filter(dataset=dataset, protocol=protocol))
+    table = build(listing.fitting(results, dataset=dataset, protocol=protocol))
     if as_json:
         cells = table.attrs["cells"]
         _print_json(
@@ -270,18 +276,14 @@ def data_toy(
 ) -> None:
     """Write the toy world as class folders: out/train/CLASS/*.png, out/val/CLASS/*.png."""
     from ssl_bench.evaluate.toy_files import write_class_folders
+    from ssl_bench.evaluate.toyworld import MIN_SIZE_PX
     from ssl_bench.files import new_folder
-    from ssl_bench.progress import bar, say
+    from ssl_bench.progress import follow, say
 
-    drawn = 0
-
-    def progress(done: int, _: int) -> None:
-        nonlocal drawn
-        advance(done - drawn)
-        drawn = done
-
-    with new_folder(out) as folder, bar("drawing", train + val) as advance:
-        write_class_folders(folder, train=train, val=val, size_px=size_px, seed=seed, progress=progress)
+    if size_px < MIN_SIZE_PX:  # the renderer would speak of height_px, which nobody gave
+        raise UserError(f"--size {size_px}: expected at least {MIN_SIZE_PX} pixels.")
+    with new_folder(out) as folder, follow("drawing") as report:
+        write_class_folders(folder, train=train, val=val, size_px=size_px, seed=seed, progress=report)
     say(f"{train} + {val} images in {out}")
 
 
@@ -296,8 +298,10 @@ def data_check(
 
     from ssl_bench.evaluate.datasets import check_dataset
     from ssl_bench.leaderboards.strict_json import plain
+    from ssl_bench.progress import follow
 
-    report = check_dataset(dataset, decode=decode)
+    with follow("checking") as progress:
+        report = check_dataset(dataset, decode=decode, progress=progress)
     if as_json:
         _print_json({"check": plain(dataclasses.asdict(report))})
     else:
@@ -321,40 +325,48 @@ def cache_ls(as_json: Json = False) -> None:
 
     from ssl_bench.evaluate import cache
 
-    rows = [dataclasses.asdict(entry) for entry in cache.entries()]
+    entries = cache.entries()
     if as_json:
-        _print_json({"cache": rows})
+        _print_json({"cache": [dataclasses.asdict(entry) for entry in entries]})
         return
-    from ssl_bench import showing
+    from ssl_bench import listing, showing
 
-    showing.rows(rows, "the cache is empty")
+    showing.rows([listing.cache_row(entry) for entry in entries], "the cache is empty")
 
 
 @cache_app.command("gc")
 def cache_gc(
     unused_days: Annotated[float, typer.Option(help="Remove what nobody used for so long.")] = 30.0,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Remove old entries and what was half-written. Entries in use are left alone."""
     from ssl_bench.evaluate import cache
     from ssl_bench.progress import say
 
     removed, freed = cache.collect_garbage(unused_days=unused_days, everything=everything)
+    if as_json:
+        _print_json({"removed": removed, "freed_bytes": freed})
+        return
     say(f"{removed} entries removed, {freed / 2**20:.1f} MiB freed")
 
 
 @cache_app.command("verify")
-def cache_verify() -> None:
+def cache_verify(as_json: Json = False) -> None:
     """Check every checksum. Damaged shards are removed, and made anew when they are next needed; exits with 1."""
     from ssl_bench.evaluate import cache
     from ssl_bench.progress import say
 
     damaged = cache.verify()
-    for key, shard in damaged:
-        say(f"{key}: shard {shard} was damaged and has been removed")
+    if as_json:
+        _print_json({"damaged": [{"key": key, "shard": shard} for key, shard in damaged]})
+    else:
+        for key, shard in damaged:
+            say(f"{key}: shard {shard} was damaged and has been removed")
+        if not damaged:
+            say("every checksum fits")
     if damaged:
         raise typer.Exit(1)
-    say("every checksum fits")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
 
 from ssl_bench.errors import UserError
-from ssl_bench.files import cache_folder, data_folder, explained, results_folder
+from ssl_bench.files import cache_folder, data_folder, require_writable, results_folder
 
 State = Literal["fine", "note", "wrong"]
 Finding = dict[str, str]
@@ -89,11 +89,7 @@ def _folders() -> list[Finding]:
     findings = []
     for name, folder in (("SSL_BENCH_RESULTS", results_folder()), ("SSL_BENCH_CACHE", cache_folder())):
         try:
-            with explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                probe = folder / f".writable-{os.getpid()}"
-                probe.touch()
-                probe.unlink()
+            require_writable(folder)
         except UserError as error:
             findings.append(_finding(name, "wrong", str(error), f"set {name} to a folder that you may write to"))
             continue

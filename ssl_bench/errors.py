@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 12  # a terminal's worth: timm alone has hundreds of names
+
 
 class UserError(ValueError):
     """What was given, what was expected, what to do: in that order, in one or a few sentences."""
@@ -19,4 +21,5 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-    return UserError(f"unknown {kind} {given!r}{hint} Known: {', '.join(names) or 'none'}")
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return UserError(f"unknown {kind} {given!r}{hint} Known: {', '.join(names[:_LISTED]) or 'none'}{more}")

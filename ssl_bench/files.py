@@ -20,17 +20,31 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def data_folder() -> Path:
     """Where real datasets are looked for by name: SSL_BENCH_DATA, else ./data."""
-    return Path(os.environ.get("SSL_BENCH_DATA", "data")).expanduser()
+    return _named_folder("SSL_BENCH_DATA", "data")
 
 
 def results_folder() -> Path:
     """Where records are kept: SSL_BENCH_RESULTS, else ./results."""
-    return Path(os.environ.get("SSL_BENCH_RESULTS", "results")).expanduser()
+    return _named_folder("SSL_BENCH_RESULTS", "results")
 
 
 def cache_folder() -> Path:
     """Where features and built-in data are kept: SSL_BENCH_CACHE, else ~/.cache/ssl-bench."""
-    return Path(os.environ.get("SSL_BENCH_CACHE", "~/.cache/ssl-bench")).expanduser()
+    return _named_folder("SSL_BENCH_CACHE", "~/.cache/ssl-bench")
+
+
+def _named_folder(variable: str, default: str) -> Path:
+    # A variable that is set to nothing means the default: Path("") would be the current folder.
+    return Path(os.environ.get(variable) or default).expanduser()
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder` and write into it, so that what cannot be kept is known before it is computed."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
 
 
 @contextlib.contextmanager

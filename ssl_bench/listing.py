@@ -1,9 +1,15 @@
-"""`ssl-bench ls`: what there is, as rows that have a name."""
+"""What there is, as rows: `ssl-bench ls` and `ssl-bench cache ls`; and the choice among results by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ssl_bench.errors import unknown
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.cache import CacheEntry
+    from ssl_bench.leaderboards.store import Results
 
 Row = dict[str, Any]
 
@@ -74,6 +80,31 @@ def results() -> list[Row]:
         }
         for record in load_results().records
     ]
+
+
+def cache_row(entry: CacheEntry) -> Row:
+    """What a person looks for in the cache, narrow enough for a terminal; `--json` has the rest."""
+    return {
+        "key": entry.key[:12],
+        "model": entry.model,
+        "split": entry.split,
+        "reading": entry.reading,
+        "images": f"{entry.images:,}" if entry.complete else f"{entry.images:,} (part)",
+        "MiB": f"{entry.bytes / 2**20:.1f}",
+        "unused days": f"{entry.unused_days:.1f}",
+    }
+
+
+def fitting(results: Results, *, dataset: str | None, protocol: str | None) -> Results:
+    """The results of a dataset and a protocol. A name that no record has is an error, with the names that they have."""
+    of_dataset = results.filter(dataset=dataset)
+    if dataset is not None and results and not of_dataset:
+        raise unknown("dataset", dataset, {record.dataset for record in results})
+    chosen = of_dataset.filter(protocol=protocol)
+    if protocol is not None and of_dataset and not chosen:
+        where = "" if dataset is None else f" on {dataset}"
+        raise unknown(f"protocol{where}", protocol, {record.protocol for record in of_dataset})
+    return chosen
 
 
 KINDS: dict[str, Callable[[], list[Row]]] = {

@@ -25,7 +25,7 @@ from ssl_bench.leaderboards.record import Deviations, Record, Run
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.datasets import Dataset, Split
-    from ssl_bench.evaluate.features import Effort
+    from ssl_bench.evaluate.loading import Effort
     from ssl_bench.evaluate.subject import Scores, Subject
     from ssl_bench.protocols.catalog import ProtocolModule
 
@@ -73,7 +73,7 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
     names = protocol.split(",") if isinstance(protocol, str) else list(protocol)
     _check(names, options)
     from ssl_bench.evaluate.datasets import open_dataset
-    from ssl_bench.evaluate.features import Effort
+    from ssl_bench.evaluate.loading import Effort
 
     for name in names:  # before anything is opened: a misspelled name costs nothing
         _choose(name, options)

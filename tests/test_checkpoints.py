@@ -58,9 +58,15 @@ def test_folders_without_one_weights_file(tmp_path: Path):
     refused(tmp_path, "found a.pth, b.pth", "Give the file's own path")
 
 
+# The whole reason: what torch's unpickler stumbled over ("101", "Unsupported operand 149") helps nobody.
+NO_FILE_OF_OURS = (
+    "is not a checkpoint: it is neither a torch file, nor a pickle of tensors, nor safetensors, or it is damaged. "
+    "Fetch it again, or save the state_dict of the model with torch.save."
+)
 BYTES: dict[str, tuple[bytes, str]] = {
-    "text.pth": (b"hello, I am no checkpoint\n" * 20, "is not a checkpoint"),
-    "empty.pth": (b"", "is not a checkpoint"),
+    "text.pth": (b"hello, I am no checkpoint\n" * 20, NO_FILE_OF_OURS),
+    "numbers.pth": (bytes([0x80, 2, 149]) * 20, NO_FILE_OF_OURS),
+    "empty.pth": (b"", NO_FILE_OF_OURS),
     "zip.pth": (gzip.compress(b"garbage"), "a gzip archive; unpack it first"),
     "page.pth": (b"<!doctype html><html>404</html>", "a web page; the download went wrong"),
     "page2.pth": (b"\n\n<HTML><head>", "a web page"),
@@ -69,7 +75,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
         "a Git LFS pointer; fetch the file",
     ),
     "cat.pth": (b"\x89PNG\r\n\x1a\n" + bytes(50), "a picture"),
-    "noise.bin": (bytes(range(256)) * 8, "is not a checkpoint"),
+    "noise.bin": (bytes(range(256)) * 8, NO_FILE_OF_OURS),
     "noise.safetensors": (bytes(range(256)) * 8, "is not a readable safetensors file"),
 }
 
@@ -85,7 +91,8 @@ def test_files_of_another_kind(name: str, tmp_path: Path):
 def test_half_downloads(share: float, tmp_path: Path):
     whole = foreign.mae(tmp_path / "whole.pth").path.read_bytes()
     (tmp_path / "part.pth").write_bytes(whole[: int(len(whole) * share)])
-    refused(tmp_path / "part.pth", "part.pth", "is not a checkpoint that torch can read")
+    message = refused(tmp_path / "part.pth", "part.pth", "damaged, cut off or another kind of zip archive")
+    assert "PytorchStreamReader" not in message
     whole = safetensors.torch.save(foreign.Weights(1).vit())
     for name in ("part.safetensors", "part.bin"):
         (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
@@ -474,6 +481,7 @@ def test_what_timm_knows_of_its_models():
         ("vit_base_patch16_clip_quickgelu_224", ("QuickGELU is not supported",)),
         ("vit_32x2x5_patch8_16", ("vit_32x2x5_patch8_16", "divisible by the heads")),
         ("", ("unknown timm model ''",)),
+        ("vit_tiny_patch16_224.augreg_in21", ("did you mean 'vit_tiny_patch16_224.augreg_in21k'",)),
     ],
 )
 def test_random_networks_that_cannot_be(name: str, parts: tuple[str, ...]):
@@ -488,6 +496,39 @@ def test_models_by_name_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_p
     refused("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224", "Without a network", "give its path")
     refused("timm:resnet50", "timm:resnet50", "ResNet is not supported")
     refused("hf:nobody/no-such-model", "hf:nobody/no-such-model", "Without a network", "folder's path")
+
+
+def test_hundreds_of_names_are_not_listed():
+    for spec in ("timm:nonsense", "random:nonsense"):
+        message = refused(spec, "unknown timm model 'nonsense'", " more")
+        assert message.count("patch") <= 12
+
+
+@pytest.mark.parametrize("repository", ["", "facebook", "a/b/c", "/b", "a/", "https://huggingface.co/a/b", "a b/c"])
+def test_a_repository_is_owner_and_name(repository: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ssl_bench.evaluate.hub._hub_answers", lambda: pytest.fail("the hub was asked"))
+    refused(f"hf:{repository}", f"hf:{repository}:", "expected hf:owner/name")
+
+
+@pytest.mark.parametrize("spec", ["hf:nobody/no-such-model", "timm:vit_tiny_patch16_224"])
+def test_an_unreachable_hub_is_asked_once_and_in_silence(
+    spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    import huggingface_hub.constants
+
+    calls = []
+
+    def slept(seconds: float) -> None:
+        calls.append(seconds)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on this port
+    monkeypatch.setattr("time.sleep", slept)
+    refused(spec, "cannot be reached")
+    assert calls == []
+    assert capfd.readouterr().err == ""
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
 def test_a_model_from_the_hub_is_named_after_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

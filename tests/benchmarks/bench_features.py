@@ -19,7 +19,8 @@ from ssl_bench import running
 from ssl_bench.evaluate import features
 from ssl_bench.evaluate.checkpoints import open_checkpoint
 from ssl_bench.evaluate.datasets import open_dataset
-from ssl_bench.evaluate.features import DTYPES, Effort, extract
+from ssl_bench.evaluate.features import DTYPES, extract
+from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.readings import Reading, View
 
 IMAGES, BATCH = 240, 20
