@@ -147,7 +147,8 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
                 label += f"_t{temperature:g}" if len(recipe.temperature) > 1 else ""
                 metrics[label], predicted[label] = accuracy(votes == val_labels), votes
     chosen = next(iter(metrics)) if recipe.reported == "first" else max(metrics, key=lambda label: metrics[label].value)
-    warnings = _near_chance(metrics[chosen].value, train_labels)
+    trained = subject.checkpoint.format not in ("random", "pixels")
+    warnings = _near_chance(metrics[chosen].value, train_labels) if trained else ()
     return Scores({"top1": metrics[chosen], **metrics}, main="top1", predictions=predicted[chosen], warnings=warnings)
 
 

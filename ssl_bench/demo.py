@@ -10,13 +10,13 @@ from ssl_bench.progress import say
 # The small ViT that every `toy` recipe trains.
 ARCHITECTURE = "vit_96x4x3_patch8_48"
 
-_NEXT = f"""
+_NEXT = """
 [bold]What to try next[/bold]
-  ssl-bench inspect x.pth                                        what is this checkpoint?
+  ssl-bench inspect x.pth                                   what is this file?
   ssl-bench run --ckpt x.pth --protocol knn --dataset /data/imagenet
-  ssl-bench run --ckpt x.pth --protocol knn/dino,knn/moca-paper,knn/mmc --dataset digits
-  ssl-bench run --ckpt random:{ARCHITECTURE} --protocol knn --set neighbors=5
-  ssl-bench ls recipes                                           every published setting, with its source
+  ssl-bench run --ckpt x.pth --protocol knn/dino,knn/mmc --dataset digits
+  ssl-bench run --ckpt pixels: --protocol knn --set neighbors=5
+  ssl-bench ls recipes                                      settings and sources
   ssl-bench leaderboard --format md
 """
 

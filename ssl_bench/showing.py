@@ -24,7 +24,8 @@ def records(found: Sequence[Record]) -> None:
         limited = f" (--limit {record.limit})" if record.limited else ""
         protocol = f"{record.protocol}/{record.recipe}@v{record.version}{settings}"
         title = f"{record.model} · {record.dataset}{limited} · {protocol}"
-        table = Table("metric", "value", "images", title=escape(title), title_justify="left", title_style="bold")
+        show(f"[bold]{escape(title)}[/bold]")
+        table = Table("metric", "value", "images")
         for metric, score in record.scores.items():
             spread = score.stderr if score.stderr is not None else score.std
             value = f"{score.value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
