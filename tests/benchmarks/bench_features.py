@@ -23,7 +23,7 @@ from ssl_bench.evaluate.features import DTYPES, extract
 from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.readings import Reading, View
 
-IMAGES, BATCH = 240, 20
+IMAGES, BATCH = 160, 20
 READINGS = [Reading("cls", View(224, 224)), Reading("patch_mean", View(224, 224))]
 JPEG_READINGS = [replace(reading, view=View(256, 224)) for reading in READINGS]
 
@@ -86,7 +86,7 @@ def precision(checkpoint, rows: list[tuple[str, str, str]]) -> None:
         cold(checkpoint, memory, READINGS, effort)  # sets the attention that extraction uses
         times = alternate(
             {"bare": bare(checkpoint, dtype), "extract": lambda e=effort: cold(checkpoint, memory, READINGS, e)},
-            repeats=5,
+            repeats=3,
         )
         speed[dtype] = IMAGES / times["extract"]
         what = f"extraction / bare forward, throughput, {dtype} ({speed[dtype]:.1f} images/s)"
