@@ -119,6 +119,7 @@ def test_a_limited_run_is_marked_and_sees_every_class(tiny, image_folder):
     assert record.n_samples.evaluated == {"train": 4, "val": 4}
     assert record.n_samples.original == {"train": 18, "val": 12}
     assert set(load_samples(record).label) == {0, 1, 2}
+    assert ssl_bench.run(tiny, "knn", limit=4, **options) == [record]  # found again, not computed again
     with pytest.raises(ssl_bench.UserError, match="limit"):
         ssl_bench.leaderboard(load_results())
     ssl_bench.run(tiny, "knn", **options)
