@@ -99,6 +99,7 @@ _EXAMPLES = {
     "image_px": "224",
     "position_resize": "bicubic, antialias or dino",
 }
+_SIZE_NAME = re.compile(r"vit_([a-z]+)_patch(\d+)_(\d+)")
 _SHORT_NAME = re.compile(r"vit_(\d+)x(\d+)x(\d+)_patch(\d+)_(\d+)")
 
 
@@ -114,6 +115,22 @@ def parse_name(name: str) -> Architecture | None:
             "and the image by the patch."
         )
     return Architecture(dim=dim, depth=depth, heads=heads, patch_px=patch_px, image_px=image_px, mlp_dim=4 * dim)
+
+
+def named(name: str) -> Architecture:
+    """The plain ViT of a name that `Architecture.name` gives: vit_base_patch16_224, vit_96x4x3_patch8_48."""
+    match = _SIZE_NAME.fullmatch(name)
+    shape = {size: shape for shape, size in _SIZE_OF_SHAPE.items()}.get(match[1]) if match else None
+    if match and shape:
+        dim, depth = shape
+        name = f"vit_{dim}x{depth}x{_HEADS_OF_WIDTH[dim]}_patch{match[2]}_{match[3]}"
+    architecture = parse_name(name)
+    if architecture is None:
+        raise UserError(
+            f"architecture {name!r}: expected a name like vit_base_patch16_224 (tiny, small, base, large, huge) or "
+            "vit_96x4x3_patch8_48 (width x depth x heads, patch, image)."
+        )
+    return architecture
 
 
 def infer(state: Mapping[str, Tensor], known: Mapping[str, object]) -> Architecture:

@@ -246,8 +246,11 @@ class Pixels(nn.Module):
         return tokens
 
 
-def build(architecture: Architecture) -> Backbone:
-    """A network of this shape, with timm's initialization."""
+def build(architecture: Architecture, *, drop_path: float = 0.0) -> Backbone:
+    """A network of this shape, with timm's initialization. `drop_path` grows linearly from 0 to that of the last block.
+
+    Class-attention blocks have none, as in ExtreMA.
+    """
     shared = {
         "img_size": architecture.image_px,
         "patch_size": architecture.patch_px,
@@ -259,6 +262,7 @@ def build(architecture: Architecture) -> Backbone:
         "qkv_bias": architecture.qkv_bias,
         "norm_layer": _layer_norm(architecture.eps),
         "init_values": 1e-5 if architecture.layer_scale else None,
+        "drop_path_rate": drop_path,
         "num_classes": 0,
         "global_pool": "",
     }

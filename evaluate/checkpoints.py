@@ -40,7 +40,7 @@ from ssl_bench.evaluate.architecture import (
 from ssl_bench.evaluate.formats import Format, Place, recognize
 from ssl_bench.evaluate.naming import canonical_names, split_extras
 from ssl_bench.evaluate.weights import find_networks, read_file
-from ssl_bench.files import atomic_file, remembered
+from ssl_bench.files import remembered
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone, Pixels
@@ -177,41 +177,12 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(
-    path: Path,
-    backbone: Backbone,
-    *,
-    extras: Mapping[str, State] | None = None,
-    origin: Mapping[str, object] | None = None,
-) -> None:
-    """Write the file that `ssl-bench run` opens. `origin` says where it comes from, in plain values."""
-    from ssl_bench.evaluate.backbone import canonical_state
-
-    parts = {name: _plain(state) for name, state in (extras or {}).items()}
-    with atomic_file(path) as temporary:
-        torch.save(
-            {
-                "ssl_bench": 1,
-                "architecture": dataclasses.asdict(backbone.architecture),
-                "backbone": _plain(canonical_state(backbone)),
-                "extras": parts,
-                "origin": dict(origin or {}),
-            },
-            temporary,
-        )
-
-
-def _plain(state: State) -> State:
-    # Cloned, because torch saves the whole storage of which a tensor may be a small view.
-    return {key: value.detach().cpu().clone() for key, value in state.items()}
-
-
 def _from_file(
     spec: str, path: Path, name: str, key: str | None, protocol: str | None, *, known: dict[str, object]
 ) -> Checkpoint:
     content, beside = read_file(path)
     if "ssl_bench" in content:
-        return _own(spec, name, content, key, known)
+        return _own(spec, name, content, key, protocol, known=known)
     networks, keys = find_networks(content, path)
     row = recognize(networks, keys)
     roles = _roles(row, list(networks))
@@ -243,15 +214,19 @@ def _from_file(
     )
 
 
-def _own(spec: str, name: str, content: Mapping[str, Any], key: str | None, known: dict[str, object]) -> Checkpoint:
+def _own(
+    spec: str, name: str, content: Mapping[str, Any], key: str | None, protocol: str | None, *, known: dict[str, object]
+) -> Checkpoint:
     """What save_checkpoint wrote."""
-    parts = [content.get(part) for part in ("architecture", "backbone", "extras", "origin")]
-    if content["ssl_bench"] != 1 or not all(isinstance(part, dict) for part in parts):
+    parts = [content.get(part) for part in ("architecture", "networks", "by_protocol", "extras", "origin")]
+    if content["ssl_bench"] != 1 or not all(isinstance(part, dict) for part in parts) or not content["networks"]:
         version = content["ssl_bench"]
         raise UserError(f"{spec}: written by another version of ssl-bench (file version {version}, this one reads 1).")
-    if key not in (None, "model"):
-        raise UserError(f"{spec}: {unknown('--checkpoint-key', str(key), ['model'])}")
-    state: State = content["backbone"]
+    networks: dict[str, State] = content["networks"]
+    role = key or content["by_protocol"].get(protocol or "", next(iter(networks)))
+    if role not in networks:
+        raise UserError(f"{spec}: {unknown('--checkpoint-key', str(key), list(networks))}")
+    state = networks[role]
     try:
         architecture = overrule(from_plain(content["architecture"]), known)
     except UserError as error:
@@ -260,9 +235,10 @@ def _own(spec: str, name: str, content: Mapping[str, Any], key: str | None, know
         spec=spec,
         name=name,
         format="ssl-bench",
-        key="model",
+        key=role,
         architecture=architecture,
         weights_sha256=weights_sha256(state),
+        others=tuple(sorted(set(networks) - {role})),
         extras=content["extras"],
         origin=content["origin"],
         _weights=lambda: state,

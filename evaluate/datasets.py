@@ -97,6 +97,28 @@ def open_dataset(
         ) from error
 
 
+def open_images(spec: str) -> Dataset:
+    """Open `spec` for pre-training, which needs no labels: any folder of images will do, however deep they lie."""
+    path = Path(spec).expanduser()
+    if spec not in DATASETS and path.is_dir():
+        for folder in (path / "train", path):
+            if folder.is_dir() and not any((folder / name).is_dir() for name in ("train", "val")):
+                unlabeled = None if _is_dataset(folder) else layouts.open_unlabeled(folder)
+                if unlabeled is not None:
+                    return Dataset(path.resolve().name, path, False, unlabeled, None, layout="images without labels")
+                break
+    dataset = open_dataset(spec)
+    if dataset.train is None:
+        raise UserError(f"{spec} has no training images: expected a train folder, or a folder of images.")
+    return dataset
+
+
+def _is_dataset(root: Path) -> bool:
+    """Whether a folder has one of the layouts with labels."""
+    known = any(recognizes(root) for recognizes, _ in annotated.OPENERS.values())
+    return bool(known or archives.find_cifar(root) or archives.find_shards(root) or layouts.has_class_folders(root))
+
+
 def check_dataset(spec: str, *, decode: bool = True, progress: Callable[[int, int], None] | None = None) -> CheckReport:
     """Report what is there and what is wrong.
 

@@ -30,12 +30,14 @@ import torch
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.checkpoints import Checkpoint
+from ssl_bench.evaluate.hardware import choose_attention
 from ssl_bench.evaluate.loading import Effort, load, refused
 from ssl_bench.evaluate.readings import Reading, View
 from ssl_bench.files import atomic_file, cache_folder, explained
 from ssl_bench.progress import bar, say
 
 if TYPE_CHECKING:
+    from ssl_bench.evaluate.backbone import Backbone, Pixels
     from ssl_bench.evaluate.datasets import Split
 
 # Bump when the same key would give other numbers: preprocessing, pooling, anything below.
@@ -297,7 +299,7 @@ def _extract_missing(checkpoint: Checkpoint, split: Split, entries: Sequence[Ent
             array, note = shard_files(entry.folder, number)
             if note.exists():
                 say(f"{array} is damaged (its checksum does not fit); it is made anew")
-    forward = Forward(checkpoint, [entry.reading for entry in entries], effort)
+    forward = Forward(checkpoint.backbone, [entry.reading for entry in entries], effort)
     batch = effort.batch_size or forward.batch_size
     shards = [range(n * SHARD_ROWS, min((n + 1) * SHARD_ROWS, len(split))) for n in numbers]
     plan = [list(shard[at : at + batch]) for shard in shards for at in range(0, len(shard), batch)]
@@ -321,17 +323,14 @@ def _extract_missing(checkpoint: Checkpoint, split: Split, entries: Sequence[Ent
     return {key for key, missing in lacking.items() if missing}
 
 
-# Tokens from which the fused attention kernel wins on a CPU too: the explicit one holds all N x N weights.
-_LONG_SEQUENCE = 512
-
-
 class Forward:
     """Pixels (B, 3, H, W) uint8 -> one float32 array (B, D) a reading, by one pass through the network."""
 
-    def __init__(self, checkpoint: Checkpoint, readings: Sequence[Reading], effort: Effort) -> None:
+    def __init__(self, backbone: Backbone | Pixels, readings: Sequence[Reading], effort: Effort) -> None:
         self.readings, self.effort = readings, effort
-        self.backbone = checkpoint.backbone.to(effort.device)
-        depth, architecture = checkpoint.architecture.depth, checkpoint.architecture
+        self.backbone = backbone.to(effort.device)
+        architecture = backbone.architecture
+        depth = architecture.depth
         self.layers = sorted({reading.layer % depth for reading in readings})
         self.where = [self.layers.index(reading.layer % depth) for reading in readings]
         crop_px = readings[0].view.crop_px or architecture.image_px
@@ -339,9 +338,7 @@ class Forward:
         # On a CPU activations should stay in its cache, and for short sequences the explicit attention of timm is
         # faster than the fused kernel: together 1.2x in fp32 and 1.3x in bf16 for ViT-S/16 at 224 px.
         self.batch_size = max(4, 4096 // tokens) if effort.device == "cpu" else 256
-        for module in self.backbone.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", effort.device != "cpu" or tokens > _LONG_SEQUENCE)  # noqa: B010
+        choose_attention(self.backbone.modules(), device=effort.device, tokens=tokens)
         self.mean = torch.tensor(architecture.mean, device=effort.device).view(3, 1, 1)
         self.std = torch.tensor(architecture.std, device=effort.device).view(3, 1, 1)
 

@@ -101,6 +101,16 @@ def open_train_only(root: Path, name: str) -> Dataset:
     return Dataset(name, root, False, train, None, layout="class folders, train only", notes=tuple(notes))
 
 
+def open_unlabeled(folder: Path) -> Split | None:
+    """All images in and below a folder, as one class; None if there are none."""
+    listing = list_images(folder)
+    if not len(listing.names):
+        return None
+    labels = np.zeros(len(listing.names), dtype=np.int64)
+    files = ImageFiles(str(folder), listing.names, listing.sizes, listing.modified_ns)
+    return Split("train", ("unlabeled",), labels, listing.names, files)
+
+
 def open_class_folders(folder: Path, split: str, notes: list[str]) -> Split:
     """One split from one folder of class folders; a class is a folder with at least one image in it or below."""
     names = visible_folders(folder)

@@ -165,8 +165,68 @@ def run(
 
 
 @app.command()
+def pretrain(
+    method: Annotated[str, typer.Argument(help="mae, moca, mmc, tec, extrema or sdae")],
+    data: Annotated[str, typer.Option("--data", "-d", help="A name (ssl-bench ls datasets) or a folder of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder: checkpoint, state, log.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="A row of the method's table (default: the paper's; on built-in data: toy).")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe: --set epochs=100")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="vit_small_patch16_224, vit_96x4x3_patch8_48, ...")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The frozen checkpoint that TEC learns from: as --ckpt of run.")
+    ] = None,
+    base_key: Annotated[str | None, typer.Option(help="Which network of the base file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), fp32, bf16 or fp16")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    accumulate: Annotated[int, typer.Option(help="Cut a batch into so many parts, one after the other.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes that read images (default: by the machine).")] = None,
+    compile_blocks: Annotated[bool, typer.Option("--compile", help="torch.compile every transformer block.")] = False,
+    log_steps: Annotated[int, typer.Option(help="A line of the log every so many steps.")] = 50,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Save every so many minutes, and at the end.")] = 30.0,
+    keep_epochs: Annotated[int | None, typer.Option(help="Keep a checkpoint of every so many epochs.")] = None,
+    monitor_epochs: Annotated[int | None, typer.Option(help="k-NN accuracy every so many epochs, in the log.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard's files.")] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Replace images that cannot be read.")] = False,
+) -> None:
+    """Pre-train a network on images, without labels. Under torchrun the processes train together.
+
+    An interrupted run (SIGTERM, Ctrl-C) saves itself; the same command with --resume goes on.
+    """
+    from ssl_bench import pretraining
+    from ssl_bench.evaluate.recipes import settings_from_text
+
+    options = pretraining.Options(
+        recipe=recipe,
+        settings=settings_from_text(setting or [], "--set epochs=100"),
+        arch=arch,
+        base=base,
+        base_key=base_key,
+        resume=resume,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        accumulate=accumulate,
+        workers=workers,
+        compile=compile_blocks,
+        log_steps=log_steps,
+        checkpoint_minutes=checkpoint_minutes,
+        keep_epochs=keep_epochs,
+        monitor_epochs=monitor_epochs,
+        tensorboard=tensorboard,
+        skip_broken=skip_broken,
+    )
+    pretraining.train(method, data, out, options)
+
+
+@app.command()
 def ls(
-    kind: Annotated[str, typer.Argument(help="protocols, recipes, datasets or results")],
+    kind: Annotated[str, typer.Argument(help="methods, protocols, recipes, datasets or results")],
     as_json: Json = False,
 ) -> None:
     """List what there is."""

@@ -29,11 +29,26 @@ def protocols() -> list[Row]:
     ]
 
 
-def recipes() -> list[Row]:
-    """A row a recipe, with its source and the published result."""
-    from ssl_bench.protocols.catalog import PROTOCOLS
+def methods() -> list[Row]:
+    """A row a pre-training method: the first line of its file, its recipes."""
+    from ssl_bench.pretrain.catalog import METHODS
 
     return [
+        {
+            "name": name,
+            "what": (module.__doc__ or "").strip().splitlines()[0],
+            "recipes": ", ".join(module.RECIPES),
+        }
+        for name, module in METHODS.items()
+    ]
+
+
+def recipes() -> list[Row]:
+    """A row a recipe, with its source and the published result."""
+    from ssl_bench.pretrain.catalog import METHODS
+    from ssl_bench.protocols.catalog import PROTOCOLS
+
+    scoring = [
         {
             "name": f"{name}/{recipe_name}",
             "selected_on": recipe.selected_on,
@@ -43,6 +58,12 @@ def recipes() -> list[Row]:
         for name, module in PROTOCOLS.items()
         for recipe_name, recipe in module.RECIPES.items()
     ]
+    training = [
+        {"name": f"{name}/{recipe_name}", "selected_on": "", "source": recipe.source, "published": recipe.published}
+        for name, module in METHODS.items()
+        for recipe_name, recipe in module.RECIPES.items()
+    ]
+    return scoring + training
 
 
 def datasets() -> list[Row]:
@@ -108,6 +129,7 @@ def fitting(results: Results, *, dataset: str | None, protocol: str | None) -> R
 
 
 KINDS: dict[str, Callable[[], list[Row]]] = {
+    "methods": methods,
     "protocols": protocols,
     "recipes": recipes,
     "datasets": datasets,

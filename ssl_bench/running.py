@@ -7,9 +7,7 @@ import hashlib
 import os
 import platform
 import re
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ssl_bench
 from ssl_bench.errors import UserError, unknown
+from ssl_bench.evaluate.hardware import peak_memory_bytes
 from ssl_bench.files import require_writable, results_folder
 from ssl_bench.leaderboards import record as records
 from ssl_bench.leaderboards.record import Deviations, Record, Run
@@ -77,7 +76,9 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
 
     for name in names:  # before anything is opened: a misspelled name costs nothing
         _choose(name, options)
-    effort = Effort(_device(options.device), options.dtype, options.batch_size, options.workers, options.skip_broken)
+    effort = Effort(
+        device_named(options.device), options.dtype, options.batch_size, options.workers, options.skip_broken
+    )
     full = open_dataset(options.dataset)
     dataset = _reduced(full, options)
     subjects: dict[str, Subject] = {}
@@ -245,7 +246,7 @@ def _record(
         code_version=code_version(),
         started=started.isoformat(timespec="seconds"),
         seconds={phase: round(value, 3) for phase, value in seconds.items()},
-        peak_memory_bytes=_peak_memory_bytes(subject.effort.device),
+        peak_memory_bytes=peak_memory_bytes(subject.effort.device),
         features=[
             records.FeaturesUsed(key=features.key, split=split, reading=str(reading), source=features.source)
             for split, reading, features in subject.used(task.module.readings(subject, task.recipe))
@@ -317,7 +318,8 @@ def _limited(dataset: Dataset, limit: int) -> Dataset:
     return dataclasses.replace(dataset, train=shorten(dataset.train), val=shorten(dataset.val))
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
+    """`auto` is CUDA where there is one; anything else must be there."""
     import torch
 
     if name == "auto":
@@ -330,16 +332,6 @@ def _device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} is not available here ({reason}). Try --device auto or cpu.") from error
     return name
-
-
-def _peak_memory_bytes(device: str) -> int:
-    """Of the whole process so far: what a machine must have to do the same."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def environment() -> dict[str, Any]:

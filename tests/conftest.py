@@ -14,10 +14,11 @@ from PIL import Image
 
 from ssl_bench.evaluate.architecture import Architecture, parse_name
 from ssl_bench.evaluate.backbone import Backbone, build
-from ssl_bench.evaluate.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from ssl_bench.evaluate.checkpoints import Checkpoint, open_checkpoint
+from ssl_bench.evaluate.saving import save_checkpoint
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # networks here are tiny: a second thread would only wait for the first
 
 
 @pytest.fixture(scope="session")

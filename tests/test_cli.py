@@ -13,7 +13,7 @@ from test_run import SMALL, in_process
 from ssl_bench import files, listing, progress
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate import cache
-from ssl_bench.evaluate.checkpoints import save_checkpoint
+from ssl_bench.evaluate.saving import save_checkpoint
 
 
 @pytest.fixture

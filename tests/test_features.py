@@ -26,11 +26,12 @@ from torchvision import transforms
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate import cache, features, loading
-from ssl_bench.evaluate.checkpoints import open_checkpoint, save_checkpoint
+from ssl_bench.evaluate.checkpoints import open_checkpoint
 from ssl_bench.evaluate.datasets import open_dataset
 from ssl_bench.evaluate.features import extract
 from ssl_bench.evaluate.loading import Effort, load
 from ssl_bench.evaluate.readings import Reading, View, why_not
+from ssl_bench.evaluate.saving import save_checkpoint
 
 VIEW = View(16, 16)
 CLS, MEAN = Reading("cls", VIEW), Reading("patch_mean", VIEW)

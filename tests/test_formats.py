@@ -16,8 +16,9 @@ from foreign_checkpoints import Foreign, Tokens
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.backbone import Backbone
-from ssl_bench.evaluate.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from ssl_bench.evaluate.checkpoints import Checkpoint, open_checkpoint
 from ssl_bench.evaluate.formats import FORMATS
+from ssl_bench.evaluate.saving import save_checkpoint
 
 
 def simmim(path: Path) -> Foreign:

@@ -17,7 +17,7 @@ import torch
 from conftest import tiny_backbone
 
 import ssl_bench
-from ssl_bench.evaluate.checkpoints import save_checkpoint
+from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.leaderboards.record import Record
 from ssl_bench.leaderboards.store import load_results, load_samples
 

@@ -11,7 +11,7 @@ from measure import alternate, python, report
 
 from ssl_bench.evaluate.architecture import parse_name
 from ssl_bench.evaluate.backbone import build
-from ssl_bench.evaluate.checkpoints import save_checkpoint
+from ssl_bench.evaluate.saving import save_checkpoint
 
 
 def main() -> None:

@@ -1,0 +1,85 @@
+"""Several processes under torchrun: who am I, and sums and lists over all. One process needs none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 writes the files."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def mean_of_all(x: Tensor) -> Tensor:
+    """The mean over processes, in place; no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
+
+
+def sum_of_all(x: Tensor) -> Tensor:
+    """The sum over processes, in place; no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def gathered_from_all(x: Tensor) -> Tensor:
+    """(B, ...) of every process, in the order of their ranks: (world * B, ...); no gradient, the same B everywhere."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def from_first(x: Tensor) -> Tensor:
+    """The tensor of process 0, in place."""
+    if world_size() > 1:
+        dist.broadcast(x, src=0)
+    return x
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def replicated(module: nn.Module) -> DistributedDataParallel:
+    """The module with its gradients averaged over processes. Its buffers (queues, running means) are its own affair."""
+    # torch renamed the switch on the way from 2.11 to 2.15.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(module, **switch)
+
+
+@contextlib.contextmanager
+def together(device: str) -> Iterator[str]:
+    """Join the processes that torchrun started, if it did: nccl on CUDA, gloo elsewhere. Yields this one's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

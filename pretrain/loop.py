@@ -1,0 +1,382 @@
+"""The training loop, the same for every method: read from top to bottom.
+
+A step: views of a batch -> the method's losses -> gradient -> AdamW -> teachers move. Everything that a step depends on
+is a function of (seed, step) or is in training.pt, so a resumed run is the uninterrupted one, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_bench.errors import UserError
+from ssl_bench.evaluate.architecture import named
+from ssl_bench.evaluate.backbone import Backbone
+from ssl_bench.evaluate.checkpoints import Checkpoint
+from ssl_bench.evaluate.hardware import choose_attention, peak_memory_bytes
+from ssl_bench.evaluate.splits import Split
+from ssl_bench.pretrain import distributed
+from ssl_bench.pretrain.augment import augmentation_named
+from ssl_bench.pretrain.loader import Plan, batches, prepared, steps_per_epoch
+from ssl_bench.pretrain.method import MethodModule, Progress, Training, Views
+from ssl_bench.pretrain.optimization import clip_gradients, make_optimizer, set_schedules
+from ssl_bench.pretrain.run_folder import RunFolder, flat
+from ssl_bench.pretrain.signals import StopFlag, stop_signals
+from ssl_bench.pretrain.vitals import collapse_alarm, spread_and_rank
+from ssl_bench.progress import bar, say
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Monitor = Callable[[Backbone], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run. Of these only seed and dtype change what is learned, and accumulation in the last digits."""
+
+    out: Path
+    device: str = "cpu"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    resume: bool = False
+    accumulate: int = 1  # parts of a batch, one after the other
+    workers: int | None = None
+    compile: bool = False
+    log_steps: int = 50
+    checkpoint_minutes: float = 30.0
+    keep_epochs: int | None = None  # keep a checkpoint of every so many epochs
+    monitor_epochs: int | None = None
+    tensorboard: bool = False
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train on what."""
+
+    name: str
+    module: MethodModule
+    recipe: Training
+    split: Split
+    origin: Mapping[str, object]
+    base: Checkpoint | None = None
+    monitor: Monitor | None = None
+
+
+def train(job: Job, settings: Settings) -> Path:
+    """Train to the end of the recipe, or go on from where the folder's run stopped. Returns the checkpoint's path."""
+    run = Run(job, settings)
+    run.begin()
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+        advance = stack.enter_context(bar(f"pre-training {job.name}", run.total_steps))
+        advance(run.step)
+        data = batches(job.split, run.plan, start_step=run.step, stop_step=run.total_steps)
+        stack.callback(data.close)
+        parts = (prepared(*batch, device=run.device, architecture=run.architecture) for batch in data)
+        for _ in range(run.step, run.total_steps):
+            stopped = run.advance(itertools.islice(parts, settings.accumulate), stop)
+            advance(1)
+            if stopped:
+                run.save()
+                raise SystemExit(_farewell(settings.out, run.now, stop))
+    run.finish()
+    return settings.out / "checkpoint.pt"
+
+
+class Run:
+    """One training: the network, its optimizer, and how far it is."""
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        """Check all that can be checked, and build. Nothing is written yet."""
+        self.job, self.settings, self.recipe = job, settings, job.recipe
+        self.architecture = named(self.recipe.arch)
+        _check(settings)
+        self.steps_per_epoch = steps_per_epoch(len(job.split), self.recipe.batch)
+        self.total_steps = self.steps_per_epoch * self.recipe.epochs
+        self.plan = self._plan()
+        self.folder = RunFolder(settings.out)
+        self.device = torch.device(settings.device)
+        torch.manual_seed(settings.seed)
+        method = job.module.make(self.recipe, self.architecture, job.base)
+        if method.compares_images and settings.accumulate > 1:
+            raise UserError(
+                f"--accumulate {settings.accumulate}: {job.name} compares the images of a batch with each other, so "
+                "parts of a batch would learn something else. Use more processes (torchrun), or a smaller batch "
+                "(--set batch=...)."
+            )
+        self.method = method.to(self.device).train()
+        choose_attention(self.method.modules(), device=settings.device, tokens=self.architecture.grid**2)
+        self.trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(self.method, self.recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == "fp16")
+        self.model: nn.Module = self.method
+        if settings.compile:
+            for module in self.method.modules():
+                if isinstance(module, Block):
+                    module.compile()
+        if distributed.world_size() > 1:
+            self.model = distributed.replicated(self.method)
+        self.step = 0
+        self.sums: dict[str, float] = {}  # of the terms since the last line of the log
+        self.clock = self.saved_at = time.monotonic()
+        self.clock_step = 0
+
+    def _plan(self) -> Plan:
+        settings, recipe = self.settings, self.recipe
+        return Plan(
+            augmentation=augmentation_named(recipe.augmentation),
+            image_px=self.architecture.image_px,
+            patch_px=self.architecture.patch_px,
+            draw=functools.partial(self.job.module.draw, recipe, self.architecture),
+            batch=recipe.batch,
+            accumulate=settings.accumulate,
+            seed=settings.seed,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            workers=settings.workers,
+            skip_broken=settings.skip_broken,
+        )
+
+    @property
+    def now(self) -> Progress:
+        """How far it is."""
+        return Progress(self.step, self.steps_per_epoch, self.recipe.epochs)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be resumed. The number of processes need not: data do not depend on it."""
+        return {
+            "method": self.job.name,
+            **flat(dataclasses.asdict(self.recipe)),
+            "data": self.job.split.manifest_sha256,
+            "seed": self.settings.seed,
+            "dtype": self.settings.dtype,
+            "base": None if self.job.base is None else self.job.base.weights_sha256,
+        }
+
+    def begin(self) -> None:
+        """Open the folder; restore the state of an interrupted run."""
+        if distributed.rank() == 0:
+            self.folder.begin(resume=self.settings.resume)
+        if not self.settings.resume:
+            return
+        state = self.folder.read(self.identity)
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = self.clock_step = state["step"]
+        self.sums = dict(state["sums"])
+        if distributed.rank() == 0:
+            self.folder.cut_log(self.step)
+            say(f"going on from step {self.step} of {self.total_steps} (epoch {self.now.epoch:.1f})")
+
+    def advance(self, parts: Iterable[Views], stop: StopFlag) -> bool:
+        """One step on the parts of a batch. Returns whether a signal asked to stop."""
+        # The method's own randomness (stochastic depth) depends on the step alone, not on what ran before.
+        torch.manual_seed(_mixed(self.settings.seed, self.step, distributed.rank()))
+        lr, weight_decay = set_schedules(self.optimizer, self.recipe, self.now)
+        after = dataclasses.replace(self.now, step=self.step + 1)
+        logging = after.step % self.settings.log_steps == 0 or after.step == self.total_steps
+        saving = self._is_time_to_save(after)
+        self.method.watching = logging
+        terms = self.gradients(parts)
+        stopped, saving = self._agree(terms, stop, saving)
+        norm = self.update(check=logging or saving or stopped)
+        self.method.after_step(after)
+        self.step = after.step
+        if logging:
+            self._log({"lr": lr, "weight_decay": weight_decay, "grad_norm": float(norm)})
+        self._monitor()
+        if saving and self.step < self.total_steps and not stopped:
+            self.save()
+        return stopped
+
+    def gradients(self, parts: Iterable[Views]) -> dict[str, Tensor]:
+        """Forward and backward over the parts of a batch; returns the terms, averaged over the parts."""
+        dtype = DTYPES[self.settings.dtype]
+        terms: dict[str, Tensor] = {}
+        count = self.plan.accumulate
+        for number, views in enumerate(parts):
+            # Gradients are averaged over processes once, in the last part.
+            waits = isinstance(self.model, DistributedDataParallel) and number < count - 1
+            with self.model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                    losses: dict[str, Tensor] = self.model(views)
+                total = torch.stack(list(losses.values())).sum() / count
+                self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0.0) + value.detach().float() / count
+        return terms
+
+    def update(self, *, check: bool) -> Tensor:
+        """Clip, step, forget the gradient; returns its norm. A gradient that is not finite stops the run if checked."""
+        norm = torch.tensor(math.nan)
+        if check or self.recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            norm = clip_gradients(self.trained, self.recipe)
+        # fp16 gradients may overflow: the scaler leaves such steps out.
+        if check and not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._not_finite("the gradient's norm", float(norm))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _agree(self, terms: Mapping[str, Tensor], stop: StopFlag, saving: bool) -> tuple[bool, bool]:
+        """One exchange a step: terms averaged over processes; was any told to stop, is it time to save for any?"""
+        flags = [torch.tensor(float(flag), device=self.device) for flag in (stop.signal is not None, saving)]
+        *values, stopped, save = distributed.mean_of_all(torch.stack([*terms.values(), *flags])).tolist()
+        for name, value in zip(terms, values, strict=True):
+            if not math.isfinite(value):
+                raise self._not_finite(f"the term {name}", value)
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.sums["steps"] = self.sums.get("steps", 0) + 1
+        return stopped > 0, save > 0
+
+    def _not_finite(self, what: str, value: float) -> UserError:
+        last = "The last checkpoint stays as it is" if self.folder.training.exists() else "Nothing was saved yet"
+        return UserError(
+            f"{what} is {value} at step {self.step + 1} (epoch {self.now.epoch:.2f}). {last}. Try a smaller learning "
+            "rate (--set base_lr=...), a longer warm-up, gradient clipping (--set clip=1), or --dtype fp32."
+        )
+
+    def _is_time_to_save(self, after: Progress) -> bool:
+        keep = self.settings.keep_epochs
+        return (
+            time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
+            or (keep is not None and after.epoch_ended and round(after.epoch) % keep == 0)
+            or after.step == self.total_steps
+        )
+
+    def save(self) -> None:
+        """Write checkpoint and state; the other processes wait."""
+        if distributed.rank() == 0:
+            state = {
+                "identity": self.identity,
+                "step": self.step,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "sums": self.sums,
+            }
+            keep = self.settings.keep_epochs
+            kept = keep is not None and self.now.epoch_ended and round(self.now.epoch) % keep == 0
+            name = f"checkpoint-epoch{round(self.now.epoch):04d}.pt" if kept else None
+            origin = {**self.job.origin, "epochs_done": round(self.now.epoch, 4), "steps_done": self.step}
+            self.folder.write(state, self.method, origin, name)
+        distributed.wait()
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """The last checkpoint."""
+        self.save()
+        if distributed.rank() == 0:
+            say(f"{self.settings.out / 'checkpoint.pt'}: {self.recipe.epochs} epochs, {self.total_steps} steps")
+
+    def _log(self, more: dict[str, float]) -> None:
+        """One line: means of the terms since the last one, speed, memory, and how the method is."""
+        seconds, steps = time.monotonic() - self.clock, self.step - self.clock_step
+        count = self.sums.pop("steps")
+        terms = {name: value / count for name, value in self.sums.items()}
+        self.sums, self.clock, self.clock_step = {}, time.monotonic(), self.step
+        if distributed.rank() != 0:
+            return
+        line: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(self.now.epoch, 4),
+            "loss": sum(terms.values()),
+            **terms,
+            **{name: value for name, value in more.items() if math.isfinite(value)},
+            "images_per_second": round(steps * self.recipe.batch / seconds, 1),
+            "memory_bytes": peak_memory_bytes(self.settings.device),
+            **{name: float(value.detach()) for name, value in self.method.vitals.items()},
+        }
+        if self.method.embedding is not None:
+            line["spread"], line["rank"] = spread_and_rank(self.method.embedding)
+            alarm = collapse_alarm(line["spread"], line["rank"], len(self.method.embedding))
+            if alarm and self.now.epoch >= self.recipe.warmup_epochs:
+                line["alarm"] = alarm
+                say(f"epoch {line['epoch']:g}: {alarm}")
+        self.folder.append(line)
+        self._tensorboard(line)
+        if not sys.stderr.isatty():
+            shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
+            say(f"epoch {line['epoch']:g} loss {line['loss']:.4f} ({shown}) {line['images_per_second']:g} images/s")
+
+    def _monitor(self) -> None:
+        """The k-NN accuracy at the chosen epochs, for the log."""
+        every, now = self.settings.monitor_epochs, self.now
+        if every is None or not now.epoch_ended or (round(now.epoch) % every and self.step < self.total_steps):
+            return
+        if distributed.rank() == 0:
+            assert self.job.monitor is not None
+            network = next(iter(self.method.saved().networks.values()))
+            with torch.no_grad():
+                scores = self.job.monitor(network)
+            self.method.train()
+            line = {"step": self.step, "epoch": round(now.epoch, 4), **scores}
+            self.folder.append(line)
+            self._tensorboard(line)
+            say(f"epoch {now.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+        distributed.wait()
+
+    def _tensorboard(self, line: Mapping[str, Any]) -> None:
+        if not self.settings.tensorboard:
+            return
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._writer.add_scalar(name, value, line["step"])
+        self._writer.flush()
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.settings.out / "tensorboard"))
+
+
+def _check(settings: Settings) -> None:
+    if settings.dtype not in DTYPES:
+        raise UserError(f"--dtype {settings.dtype}: expected fp32, bf16 or fp16.")
+    if settings.dtype == "fp16" and not settings.device.startswith("cuda"):
+        raise UserError("--dtype fp16 needs a CUDA device; use bf16 or fp32 here.")
+    for name in ("accumulate", "log_steps", "keep_epochs", "monitor_epochs"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1.")
+    if settings.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            raise UserError(
+                "--tensorboard: the package tensorboard is not installed (pip install tensorboard)."
+            ) from None
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of 63 bits that depends on all of them."""
+    import numpy as np
+
+    low, high = np.random.SeedSequence(numbers).generate_state(2)
+    return int(low) | (int(high) >> 1) << 32
+
+
+def _farewell(out: Path, now: Progress, stop: StopFlag) -> int:
+    if distributed.rank() == 0:
+        say(f"stopped after step {now.step} (epoch {now.epoch:.2f}) and saved; the same command with --resume goes on")
+    return 128 + (stop.signal or signal.SIGTERM)
