@@ -99,18 +99,27 @@ def open_dataset(
 
 def open_images(spec: str) -> Dataset:
     """Open `spec` for pre-training, which needs no labels: any folder of images will do, however deep they lie."""
-    path = Path(spec).expanduser()
-    if spec not in DATASETS and path.is_dir():
-        for folder in (path / "train", path):
-            if folder.is_dir() and not any((folder / name).is_dir() for name in ("train", "val")):
-                unlabeled = None if _is_dataset(folder) else layouts.open_unlabeled(folder)
-                if unlabeled is not None:
-                    return Dataset(path.resolve().name, path, False, unlabeled, None, layout="images without labels")
-                break
-    dataset = open_dataset(spec)
+    dataset = _open_unlabeled(spec) or open_dataset(spec)
     if dataset.train is None:
         raise UserError(f"{spec} has no training images: expected a train folder, or a folder of images.")
     return dataset
+
+
+def _open_unlabeled(spec: str) -> Dataset | None:
+    """A folder, or its train folder, that holds images but not in one of the layouts with labels."""
+    path = Path(spec).expanduser()
+    if spec in DATASETS or not path.is_dir():
+        return None
+    folder = path / "train" if (path / "train").is_dir() else path
+    if folder is path and (path / "val").is_dir():
+        return None
+    try:
+        split = None if _is_dataset(folder) else layouts.open_unlabeled(folder)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}.") from error
+    if split is None:
+        return None
+    return Dataset(path.resolve().name, path, False, split, None, layout="images without labels")
 
 
 def _is_dataset(root: Path) -> bool:

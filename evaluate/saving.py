@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def save(content: Mapping[str, object], path: Path) -> None:
             raise buffered.error or error from error
         finally:
             buffered.close()
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # or a crash after the renaming could leave an empty file in place of the old one
 
 
 class _Checked(io.BufferedIOBase):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ssl_bench.errors import UserError
 
 
 def world_size() -> int:
@@ -55,10 +58,20 @@ def from_first(x: Tensor) -> Tensor:
     return x
 
 
-def wait() -> None:
-    """Until all processes are here."""
+def on_first(action: Callable[[], None]) -> None:
+    """Let process 0 do something that concerns all; the others wait, and are refused what it is refused."""
+    said: list[str | None] = [None]
+    if rank() == 0:
+        try:
+            action()
+        except UserError as error:
+            if world_size() == 1:
+                raise
+            said[0] = str(error)
     if world_size() > 1:
-        dist.barrier()
+        dist.broadcast_object_list(said, src=0)
+    if said[0] is not None:
+        raise UserError(said[0])
 
 
 def replicated(module: nn.Module) -> DistributedDataParallel:
@@ -78,7 +91,11 @@ def together(device: str) -> Iterator[str]:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    cuda = device.startswith("cuda")
+    # Long: the others wait while process 0 saves, or monitors on a whole validation set.
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", timeout=timedelta(hours=4), device_id=torch.device(device) if cuda else None
+    )
     try:
         yield device
     finally:

@@ -14,7 +14,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from ssl_bench.evaluate.hardware import choose_attention, peak_memory_bytes
 from ssl_bench.evaluate.splits import Split
 from ssl_bench.pretrain import distributed
 from ssl_bench.pretrain.augment import augmentation_named
-from ssl_bench.pretrain.loader import Plan, batches, prepared, steps_per_epoch
+from ssl_bench.pretrain.loader import Batch, Plan, batches, prepared, steps_per_epoch
 from ssl_bench.pretrain.method import MethodModule, Progress, Training, Views
 from ssl_bench.pretrain.optimization import clip_gradients, make_optimizer, set_schedules
 from ssl_bench.pretrain.run_folder import RunFolder, flat
@@ -46,7 +46,10 @@ Monitor = Callable[[Backbone], dict[str, float]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run. Of these only seed and dtype change what is learned, and accumulation in the last digits."""
+    """How to run. Of these seed and dtype change what is learned.
+
+    Accumulation and the number of processes change last digits, and which paths stochastic depth drops.
+    """
 
     out: Path
     device: str = "cpu"
@@ -83,18 +86,19 @@ def train(job: Job, settings: Settings) -> Path:
     run.begin()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
-        advance = stack.enter_context(bar(f"pre-training {job.name}", run.total_steps))
+        advance: Callable[[int], None] = lambda count: None  # noqa: E731
+        if distributed.rank() == 0:
+            advance = stack.enter_context(bar(f"pre-training {job.name}", run.total_steps))
         advance(run.step)
         data = batches(job.split, run.plan, start_step=run.step, stop_step=run.total_steps)
         stack.callback(data.close)
-        parts = (prepared(*batch, device=run.device, architecture=run.architecture) for batch in data)
         for _ in range(run.step, run.total_steps):
-            stopped = run.advance(itertools.islice(parts, settings.accumulate), stop)
+            stopped = run.advance(run.next_parts(data), stop)
             advance(1)
             if stopped:
                 run.save()
-                raise SystemExit(_farewell(settings.out, run.now, stop))
-    run.finish()
+                raise SystemExit(_farewell(run.now))
+        run.finish()
     return settings.out / "checkpoint.pt"
 
 
@@ -120,7 +124,7 @@ class Run:
                 "(--set batch=...)."
             )
         self.method = method.to(self.device).train()
-        choose_attention(self.method.modules(), device=settings.device, tokens=self.architecture.grid**2)
+        self._choose_attention()
         self.trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.method, self.recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == "fp16")
@@ -135,6 +139,10 @@ class Run:
         self.sums: dict[str, float] = {}  # of the terms since the last line of the log
         self.clock = self.saved_at = time.monotonic()
         self.clock_step = 0
+
+    def _choose_attention(self) -> None:
+        tokens = self.architecture.grid**2
+        choose_attention(self.method.modules(), device=self.settings.device, tokens=tokens)
 
     def _plan(self) -> Plan:
         settings, recipe = self.settings, self.recipe
@@ -171,8 +179,7 @@ class Run:
 
     def begin(self) -> None:
         """Open the folder; restore the state of an interrupted run."""
-        if distributed.rank() == 0:
-            self.folder.begin(resume=self.settings.resume)
+        distributed.on_first(lambda: self.folder.begin(resume=self.settings.resume))
         if not self.settings.resume:
             return
         state = self.folder.read(self.identity)
@@ -181,9 +188,19 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         self.step = self.clock_step = state["step"]
         self.sums = dict(state["sums"])
+        distributed.on_first(lambda: self.folder.cut_log(self.step))
         if distributed.rank() == 0:
-            self.folder.cut_log(self.step)
             say(f"going on from step {self.step} of {self.total_steps} (epoch {self.now.epoch:.1f})")
+
+    def next_parts(self, data: Iterator[Batch]) -> list[Views]:
+        """The parts of the next batch. An image that cannot be read ends the run, but loses nothing of it."""
+        try:
+            batches_of_parts = list(itertools.islice(data, self.settings.accumulate))
+        except UserError:
+            if self.step and distributed.world_size() == 1:
+                self.save()
+            raise
+        return [prepared(*batch, device=self.device, architecture=self.architecture) for batch in batches_of_parts]
 
     def advance(self, parts: Iterable[Views], stop: StopFlag) -> bool:
         """One step on the parts of a batch. Returns whether a signal asked to stop."""
@@ -201,10 +218,13 @@ class Run:
         self.step = after.step
         if logging:
             self._log({"lr": lr, "weight_decay": weight_decay, "grad_norm": float(norm)})
-        self._monitor()
-        if saving and self.step < self.total_steps and not stopped:
+        if stopped:
+            return True
+        if saving and self.step < self.total_steps:
             self.save()
-        return stopped
+        if self._is_time_to_monitor(after):
+            self._monitor()
+        return False
 
     def gradients(self, parts: Iterable[Views]) -> dict[str, Tensor]:
         """Forward and backward over the parts of a batch; returns the terms, averaged over the parts."""
@@ -229,11 +249,13 @@ class Run:
         if check or self.recipe.clip is not None:
             self.scaler.unscale_(self.optimizer)
             norm = clip_gradients(self.trained, self.recipe)
-        # fp16 gradients may overflow: the scaler leaves such steps out.
+        # fp16 gradients may overflow: the scaler leaves such steps out, and lowers its scale.
         if check and not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise self._not_finite("the gradient's norm", float(norm))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if check and self.scaler.is_enabled() and self.scaler.get_scale() < 1e-3:
+            raise self._not_finite("the fp16 gradient does not fit any scale; its norm", float(norm))
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -260,26 +282,29 @@ class Run:
         return (
             time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
             or (keep is not None and after.epoch_ended and round(after.epoch) % keep == 0)
+            or self._is_time_to_monitor(after)  # first, so that whatever happens there loses nothing
             or after.step == self.total_steps
         )
 
+    def _is_time_to_monitor(self, after: Progress) -> bool:
+        every = self.settings.monitor_epochs
+        return every is not None and after.epoch_ended and (round(after.epoch) % every == 0 or after.share == 1)
+
     def save(self) -> None:
         """Write checkpoint and state; the other processes wait."""
-        if distributed.rank() == 0:
-            state = {
-                "identity": self.identity,
-                "step": self.step,
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "sums": self.sums,
-            }
-            keep = self.settings.keep_epochs
-            kept = keep is not None and self.now.epoch_ended and round(self.now.epoch) % keep == 0
-            name = f"checkpoint-epoch{round(self.now.epoch):04d}.pt" if kept else None
-            origin = {**self.job.origin, "epochs_done": round(self.now.epoch, 4), "steps_done": self.step}
-            self.folder.write(state, self.method, origin, name)
-        distributed.wait()
+        keep = self.settings.keep_epochs
+        kept = keep is not None and self.now.epoch_ended and round(self.now.epoch) % keep == 0
+        name = f"checkpoint-epoch{round(self.now.epoch):04d}.pt" if kept else None
+        origin = {**self.job.origin, "epochs_done": round(self.now.epoch, 4), "steps_done": self.step}
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sums": self.sums,
+        }
+        distributed.on_first(lambda: self.folder.write(state, self.method, origin, name))
         self.saved_at = time.monotonic()
 
     def finish(self) -> None:
@@ -301,17 +326,21 @@ class Run:
             "epoch": round(self.now.epoch, 4),
             "loss": sum(terms.values()),
             **terms,
-            **{name: value for name, value in more.items() if math.isfinite(value)},
+            **more,
             "images_per_second": round(steps * self.recipe.batch / seconds, 1),
             "memory_bytes": peak_memory_bytes(self.settings.device),
             **{name: float(value.detach()) for name, value in self.method.vitals.items()},
         }
-        if self.method.embedding is not None:
+        if self.method.momentum is not None:
+            line["momentum"] = self.method.momentum
+        if self.method.embedding is not None and self.method.embedding.isfinite().all():
             line["spread"], line["rank"] = spread_and_rank(self.method.embedding)
             alarm = collapse_alarm(line["spread"], line["rank"], len(self.method.embedding))
             if alarm and self.now.epoch >= self.recipe.warmup_epochs:
                 line["alarm"] = alarm
                 say(f"epoch {line['epoch']:g}: {alarm}")
+        # JSON knows no NaN; what a diverging vital would say, the check of the loss says better.
+        line = {name: value for name, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
         self.folder.append(line)
         self._tensorboard(line)
         if not sys.stderr.isatty():
@@ -320,20 +349,20 @@ class Run:
 
     def _monitor(self) -> None:
         """The k-NN accuracy at the chosen epochs, for the log."""
-        every, now = self.settings.monitor_epochs, self.now
-        if every is None or not now.epoch_ended or (round(now.epoch) % every and self.step < self.total_steps):
-            return
-        if distributed.rank() == 0:
+
+        def score() -> None:
             assert self.job.monitor is not None
             network = next(iter(self.method.saved().networks.values()))
             with torch.no_grad():
                 scores = self.job.monitor(network)
-            self.method.train()
-            line = {"step": self.step, "epoch": round(now.epoch, 4), **scores}
+            line = {"step": self.step, "epoch": round(self.now.epoch, 4), **scores}
             self.folder.append(line)
             self._tensorboard(line)
-            say(f"epoch {now.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
-        distributed.wait()
+            say(f"epoch {self.now.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+
+        distributed.on_first(score)
+        self.method.train()
+        self._choose_attention()  # evaluation may have chosen for other image sizes
 
     def _tensorboard(self, line: Mapping[str, Any]) -> None:
         if not self.settings.tensorboard:
@@ -347,7 +376,7 @@ class Run:
     def _writer(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.settings.out / "tensorboard"))
+        return SummaryWriter(str(self.settings.out / "tensorboard"), purge_step=self.step)
 
 
 def _check(settings: Settings) -> None:
@@ -359,6 +388,10 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1.")
+    for name in ("seed", "workers", "checkpoint_minutes"):
+        value = getattr(settings, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected 0 or more.")
     if settings.tensorboard:
         try:
             import torch.utils.tensorboard  # noqa: F401
@@ -376,7 +409,8 @@ def _mixed(*numbers: int) -> int:
     return int(low) | (int(high) >> 1) << 32
 
 
-def _farewell(out: Path, now: Progress, stop: StopFlag) -> int:
+def _farewell(now: Progress) -> int:
+    """Ctrl-C ends as SIGTERM does: there is more to do, and nothing went wrong."""
     if distributed.rank() == 0:
         say(f"stopped after step {now.step} (epoch {now.epoch:.2f}) and saved; the same command with --resume goes on")
-    return 128 + (stop.signal or signal.SIGTERM)
+    return 128 + signal.SIGTERM

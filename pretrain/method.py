@@ -126,6 +126,7 @@ class Method(nn.Module):
         self.watching = False  # the loop sets it on steps that are logged
         self.vitals: dict[str, Tensor] = {}  # scalars for the log, written by `forward` while watching
         self.embedding: Tensor | None = None  # (B, D) one vector an image, detached, written while watching
+        self.momentum: float | None = None  # with which the teacher last moved, for the log
 
     def forward(self, views: Views) -> dict[str, Tensor]:
         """The terms of the loss, weighted: what is minimized is their sum. Scalars, means over the images."""

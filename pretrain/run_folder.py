@@ -18,7 +18,7 @@ import torch
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.saving import save, save_checkpoint
 from ssl_bench.files import atomic_file, explained, require_writable
-from ssl_bench.pretrain.method import Method
+from ssl_bench.pretrain.method import Method, Saved
 
 
 class RunFolder:
@@ -40,6 +40,10 @@ class RunFolder:
                 f"{self.path} holds a run already. Go on with it by --resume, or name another folder with --out."
             )
         require_writable(self.path)
+        for half in self.path.glob(".*.part"):  # of a process that was killed while it saved
+            half.unlink(missing_ok=True)
+        if not resume:
+            self.cut_log(-1)  # of a run that ended before it was ever saved
 
     def read(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """The state to go on from. Refused when it comes from another method, recipe, data or arithmetic."""
@@ -66,15 +70,20 @@ class RunFolder:
     def write(self, state: Mapping[str, Any], method: Method, origin: Mapping[str, object], keep: str | None) -> None:
         """Both files, each whole or not at all; `keep` names one more copy of the checkpoint that stays."""
         saved = method.saved()
-        for name in ["checkpoint.pt", *([keep] if keep else [])]:
-            save_checkpoint(
-                self.path / name,
-                saved.networks,
-                by_protocol=saved.by_protocol,
-                extras=saved.extras,
-                origin=origin,
-            )
-        save(state, self.training)
+        try:
+            # The state in the middle: whatever stops this, the folder can be resumed, and the kept file is not lost.
+            if keep:
+                self._put(keep, saved, origin)
+            save(state, self.training)
+            self._put("checkpoint.pt", saved, origin)
+        except UserError as error:
+            there = "What was saved before stays" if self.training.exists() else "Nothing was saved before"
+            raise UserError(f"{error} {there}; --resume goes on from there.") from error
+
+    def _put(self, name: str, saved: Saved, origin: Mapping[str, object]) -> None:
+        save_checkpoint(
+            self.path / name, saved.networks, by_protocol=saved.by_protocol, extras=saved.extras, origin=origin
+        )
 
     def cut_log(self, step: int) -> None:
         """Forget lines of steps that are about to be made again."""

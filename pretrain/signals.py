@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -14,6 +15,7 @@ class StopFlag:
     """Set by a signal, read after every step."""
 
     signal: int | None = None
+    at: float = 0.0
 
 
 @contextlib.contextmanager
@@ -22,9 +24,11 @@ def stop_signals() -> Iterator[StopFlag]:
     flag = StopFlag()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if flag.signal is not None:
+        # A scheduler may signal twice (itself and torchrun), and a terminal's Ctrl-C may come twice at once.
+        if flag.signal is not None and number == signal.SIGINT and time.monotonic() - flag.at > 2:
             raise KeyboardInterrupt
-        flag.signal = number
+        if flag.signal is None:
+            flag.signal, flag.at = number, time.monotonic()
 
     before = {}
     with contextlib.suppress(ValueError):  # signals reach the main thread only

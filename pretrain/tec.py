@@ -55,6 +55,8 @@ from ssl_bench.pretrain.networks import (
     student,
 )
 
+NEEDS_BASE = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Training):

@@ -19,7 +19,7 @@ def spread_and_rank(embedding: Tensor) -> tuple[float, float]:
     """
     unit = F.normalize(embedding.float(), dim=1)
     centered = unit - unit.mean(0)
-    singular = torch.linalg.svdvals(centered).double()
+    singular = torch.linalg.svdvals(centered.cpu()).double()
     shares = singular / singular.sum().clamp(min=1e-30)
     entropy = -(shares * shares.clamp(min=1e-30).log()).sum()
     return float(centered.square().sum(1).mean().sqrt()), float(entropy.exp())

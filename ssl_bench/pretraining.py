@@ -76,6 +76,8 @@ def prepare(
     changes = dict(options.settings) | ({"arch": options.arch} if options.arch else {})
     recipe = with_settings(row, changes)
     assert dataset.train is not None
+    if options.base is not None and not getattr(module, "NEEDS_BASE", False):
+        raise UserError(f"--base {options.base}: {method} starts from scratch; only tec learns from a checkpoint.")
     settings = Settings(
         out=Path(out).expanduser(),
         device=device,
@@ -96,6 +98,8 @@ def prepare(
             f"{method}/{recipe_name}: {recipe.arch}, {len(dataset.train):,} images of {dataset.name}, "
             f"{recipe.epochs} epochs of batches of {recipe.batch}, {settings.dtype} on {device}"
         )
+        for note in dataset.notes:
+            say(note)
     return job, settings
 
 
@@ -122,7 +126,11 @@ def _dtype(name: str, device: str) -> str:
 
     from ssl_bench.evaluate.hardware import cpu_has_bf16
 
-    has_bf16 = torch.cuda.is_bf16_supported() if device.startswith("cuda") else device == "cpu" and cpu_has_bf16()
+    has_bf16 = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.startswith("cuda")
+        else device == "cpu" and cpu_has_bf16()
+    )
     return "bf16" if has_bf16 else "fp32"
 
 

@@ -566,7 +566,7 @@ DESIGN = {"token-vit": ("vit", 0), "token-average": ("average", 0), "blocks-1": 
 
 def test_every_published_row_is_there_and_the_main_one_is_first():
     assert next(iter(RECIPES)) == "paper"
-    assert set(RECIPES) == {*PUBLISHED, "toy"}
+    assert set(RECIPES) == {*PUBLISHED, "toy", "toy-byol"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -592,7 +592,7 @@ def test_recipes_are_what_the_paper_says(name):
 def test_every_augmentation_exists_and_has_the_views_of_table_4():
     """ "1 aug": one view for both networks; "2 augs": the student's and the teacher's."""
     for recipe in RECIPES.values():
-        two = recipe.augmentation in ("extrema", "toy-extrema") or recipe.augmentation.endswith("-2")
+        two = recipe.augmentation in ("extrema", "toy-extrema", "toy-byol") or recipe.augmentation.endswith("-2")
         assert len(AUGMENTATIONS[recipe.augmentation]) == (2 if two else 1)
 
 

@@ -24,7 +24,7 @@ from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.checkpoints import open_checkpoint
 from ssl_bench.pretrain import loop
 from ssl_bench.pretrain.catalog import METHODS
-from ssl_bench.pretrain.loader import batches, prepared
+from ssl_bench.pretrain.loader import batches, epoch_order, prepared
 from ssl_bench.pretrain.method import Method, Progress, Saved, Training, Views
 from ssl_bench.pretrain.networks import student
 from ssl_bench.pretrain.optimization import clip_gradients, lr_at, make_optimizer, set_schedules, weight_decay_at
@@ -138,7 +138,7 @@ with together("cpu"):
 
 
 def test_two_processes_are_one_with_the_same_batch(images: Path, tmp_path: Path) -> None:
-    # MMC's toy row has no batch statistics (LayerNorm in its heads); MOCA's generators see the codebook, not the batch.
+    # MMC's heads take the statistics of the batch over all processes; MOCA's generators see the codebook alone.
     methods = list(METHODS)
     tiny.write_base(images.parent / "base.pt")
     script = _TWO.format(
@@ -413,6 +413,8 @@ def test_bad_recipes(images: Path, tmp_path: Path, changes: dict[str, Any], mess
         ({"accumulate": 3}, "8"),
         ({"accumulate": 0}, "at least 1"),
         ({"log_steps": 0}, "at least 1"),
+        ({"seed": -1}, "0 or more"),
+        ({"workers": -1}, "0 or more"),
     ],
 )
 def test_bad_settings(images: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -437,6 +439,34 @@ try:
 except UserError as error:
     print(error)
 """
+
+
+def test_a_state_that_does_not_fit_leaves_a_folder_that_goes_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is the largest file: what is smaller may have been written before the disk was full."""
+    job = tiny.job("mae", images)
+
+    def refuse(content: object, path: Path) -> None:
+        raise UserError(f"no space left while writing {path}.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_bench.pretrain.run_folder.save", refuse)
+        with pytest.raises(UserError, match=r"training.pt. Nothing was saved before"):
+            loop.train(job, tiny.settings(tmp_path / "out"))
+    loop.train(job, tiny.settings(tmp_path / "out"))  # the folder is not held by a run that cannot go on
+    assert [line["step"] for line in log_of(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]  # and the log is this run's
+    assert open_checkpoint(tmp_path / "out").origin["steps_done"] == 6
+
+
+def test_an_image_that_breaks_loses_nothing(images: Path, tmp_path: Path) -> None:
+    job = tiny.job("mae", images)
+    order = [index for epoch in range(2) for index in epoch_order(20, seed=0, epoch=epoch)[:16]]
+    late = next(index for index in order[16:] if index not in order[:16])  # first seen in the second epoch
+    (images / f"{late:03d}.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=f"{late:03d}.png"):
+        loop.train(job, tiny.settings(tmp_path / "out"))
+    assert trained(tmp_path / "out")["step"] >= 2
 
 
 def test_full_disk(images: Path, tmp_path: Path) -> None:

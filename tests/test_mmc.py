@@ -35,7 +35,7 @@ def _one_thread():
 
 def small(row="vit-b", **changes):
     """A row with a network of 4 patches and narrow heads."""
-    shape = {"arch": "vit_32x2x2_patch8_16", "head_dim": 24, "out_dim": 10, "batch": 6, "drop_path": 0.0}
+    shape = {"arch": "vit_32x2x2_patch8_16", "head_dim": 24, "out_dim": 10, "batch": 6, "drop_path": 0.0, "align": 1}
     return dataclasses.replace(mmc.RECIPES[row], **(shape | changes))
 
 
@@ -432,7 +432,7 @@ def test_the_other_rows():
     assert differences("assumption-layernorm", full) == {"head_norm": "layer"}
     assert differences("assumption-sit-head", full) == {"rec_head": "convolution"}
     assert differences("assumption-equation1", full) == {"rec_over": "all"}
-    assert differences("toy-no-multicrop", "toy") == {"augmentation": "toy-mmc-2"}
+    assert differences("toy-multicrop", "toy") == {"augmentation": "toy-mmc"}
     assert mmc.RECIPES["toy"].arch == "vit_96x4x3_patch8_48"
 
 

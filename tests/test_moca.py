@@ -748,7 +748,7 @@ def test_recipes_are_what_their_sources_say(name):
 def test_the_toy_row_fits_the_toy_network():
     recipe = RECIPES["toy"]
     assert recipe.arch == "vit_96x4x3_patch8_48"
-    assert rounds(recipe, 36) == [(16, 7), (9, 7)]
+    assert rounds(recipe, 36) == [(14, 7)]
     assert (recipe.border, recipe.augmentation) == (1, "toy-byol")
     make(recipe, named(recipe.arch), None)
 

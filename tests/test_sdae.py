@@ -372,7 +372,7 @@ PUBLISHED = {
     "paper": (_A1, ("folds", 3, None, "fold"), "84.1"),
     "code": (_CODE, ("folds", 3, None, "fold"), ""),
     "100ep": (_ISSUE, ("folds", 3, None, "fold"), "83.5"),
-    "800ep": ((800, *_A1[1:]), ("folds", 3, None, "fold"), "84.0"),
+    "800ep": ((800, 160, *_A1[2:]), ("folds", 3, None, "fold"), "84.0"),
     "vit-l": (_A1, ("folds", 3, None, "fold"), "85.7"),
     "cosine-masked": (_A1, ("folds", 3, None, "masked"), ""),
     "cosine-channels": (_A1, ("folds", 3, None, "channels"), ""),
