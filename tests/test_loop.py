@@ -145,7 +145,7 @@ def test_two_processes_are_one_with_the_same_batch(images: Path, tmp_path: Path)
         tests=str(Path(__file__).parent), methods=methods, images=str(images), out=str(tmp_path / "two")
     )
     (tmp_path / "two.py").write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "two.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
