@@ -12,7 +12,6 @@ import functools
 import itertools
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,16 +27,16 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.backbone import Backbone
 from ssl_bench.evaluate.checkpoints import Checkpoint
-from ssl_bench.evaluate.hardware import choose_attention, peak_memory_bytes
+from ssl_bench.evaluate.hardware import choose_attention
 from ssl_bench.evaluate.splits import Split
 from ssl_bench.pretrain import distributed
 from ssl_bench.pretrain.augment import augmentation_named
 from ssl_bench.pretrain.loader import Batch, Plan, batches, prepared, steps_per_epoch
+from ssl_bench.pretrain.log import Log
 from ssl_bench.pretrain.method import MethodModule, Progress, Training, Views
 from ssl_bench.pretrain.optimization import clip_gradients, make_optimizer, set_schedules
 from ssl_bench.pretrain.run_folder import RunFolder, flat
 from ssl_bench.pretrain.signals import StopFlag, stop_signals
-from ssl_bench.pretrain.vitals import collapse_alarm, spread_and_rank
 from ssl_bench.progress import bar, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -136,9 +135,8 @@ class Run:
         if distributed.world_size() > 1:
             self.model = distributed.replicated(self.method)
         self.step = 0
-        self.sums: dict[str, float] = {}  # of the terms since the last line of the log
-        self.clock = self.saved_at = time.monotonic()
-        self.clock_step = 0
+        self.saved_at = time.monotonic()
+        self.log = Log(self.folder, self.recipe, device=settings.device, tensorboard=settings.tensorboard)
 
     def _choose_attention(self) -> None:
         tokens = self.architecture.grid**2
@@ -186,8 +184,9 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step = self.clock_step = state["step"]
-        self.sums = dict(state["sums"])
+        self.step = state["step"]
+        self.log.sums = dict(state["sums"])
+        self.log.start(self.step)
         distributed.on_first(lambda: self.folder.cut_log(self.step))
         if distributed.rank() == 0:
             say(f"going on from step {self.step} of {self.total_steps} (epoch {self.now.epoch:.1f})")
@@ -217,7 +216,7 @@ class Run:
         self.method.after_step(after)
         self.step = after.step
         if logging:
-            self._log({"lr": lr, "weight_decay": weight_decay, "grad_norm": float(norm)})
+            self.log.line(self.now, self.method, {"lr": lr, "weight_decay": weight_decay, "grad_norm": float(norm)})
         if stopped:
             return True
         if saving and self.step < self.total_steps:
@@ -266,8 +265,7 @@ class Run:
         for name, value in zip(terms, values, strict=True):
             if not math.isfinite(value):
                 raise self._not_finite(f"the term {name}", value)
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.sums["steps"] = self.sums.get("steps", 0) + 1
+        self.log.add(dict(zip(terms, values, strict=True)))
         return stopped > 0, save > 0
 
     def _not_finite(self, what: str, value: float) -> UserError:
@@ -302,7 +300,7 @@ class Run:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "sums": self.sums,
+            "sums": self.log.sums,
         }
         distributed.on_first(lambda: self.folder.write(state, self.method, origin, name))
         self.saved_at = time.monotonic()
@@ -313,40 +311,6 @@ class Run:
         if distributed.rank() == 0:
             say(f"{self.settings.out / 'checkpoint.pt'}: {self.recipe.epochs} epochs, {self.total_steps} steps")
 
-    def _log(self, more: dict[str, float]) -> None:
-        """One line: means of the terms since the last one, speed, memory, and how the method is."""
-        seconds, steps = time.monotonic() - self.clock, self.step - self.clock_step
-        count = self.sums.pop("steps")
-        terms = {name: value / count for name, value in self.sums.items()}
-        self.sums, self.clock, self.clock_step = {}, time.monotonic(), self.step
-        if distributed.rank() != 0:
-            return
-        line: dict[str, Any] = {
-            "step": self.step,
-            "epoch": round(self.now.epoch, 4),
-            "loss": sum(terms.values()),
-            **terms,
-            **more,
-            "images_per_second": round(steps * self.recipe.batch / seconds, 1),
-            "memory_bytes": peak_memory_bytes(self.settings.device),
-            **{name: float(value.detach()) for name, value in self.method.vitals.items()},
-        }
-        if self.method.momentum is not None:
-            line["momentum"] = self.method.momentum
-        if self.method.embedding is not None and self.method.embedding.isfinite().all():
-            line["spread"], line["rank"] = spread_and_rank(self.method.embedding)
-            alarm = collapse_alarm(line["spread"], line["rank"], len(self.method.embedding))
-            if alarm and self.now.epoch >= self.recipe.warmup_epochs:
-                line["alarm"] = alarm
-                say(f"epoch {line['epoch']:g}: {alarm}")
-        # JSON knows no NaN; what a diverging vital would say, the check of the loss says better.
-        line = {name: value for name, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
-        self.folder.append(line)
-        self._tensorboard(line)
-        if not sys.stderr.isatty():
-            shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
-            say(f"epoch {line['epoch']:g} loss {line['loss']:.4f} ({shown}) {line['images_per_second']:g} images/s")
-
     def _monitor(self) -> None:
         """The k-NN accuracy at the chosen epochs, for the log."""
 
@@ -355,28 +319,12 @@ class Run:
             network = next(iter(self.method.saved().networks.values()))
             with torch.no_grad():
                 scores = self.job.monitor(network)
-            line = {"step": self.step, "epoch": round(self.now.epoch, 4), **scores}
-            self.folder.append(line)
-            self._tensorboard(line)
+            self.log.write(self.now, scores)
             say(f"epoch {self.now.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 
         distributed.on_first(score)
         self.method.train()
         self._choose_attention()  # evaluation may have chosen for other image sizes
-
-    def _tensorboard(self, line: Mapping[str, Any]) -> None:
-        if not self.settings.tensorboard:
-            return
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._writer.add_scalar(name, value, line["step"])
-        self._writer.flush()
-
-    @functools.cached_property
-    def _writer(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.settings.out / "tensorboard"), purge_step=self.step)
 
 
 def _check(settings: Settings) -> None:

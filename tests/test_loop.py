@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -172,6 +173,43 @@ def test_accumulated_parts_are_the_whole_batch(method: str, images: Path, tmp_pa
 def test_accumulation_is_refused_where_images_are_compared(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="compares the images of a batch"):
         loop.train(tiny.job("mmc", images), tiny.settings(tmp_path / "out", accumulate=2))
+
+
+@pytest.mark.parametrize(
+    ("method", "terms", "vitals"),
+    [
+        ("mae", {"pixels"}, set()),
+        (
+            "moca",
+            {"image", "local_condenser"},
+            {"codebook_usage", "mean_assignment_entropy", "target_entropy", "mu_msd"},
+        ),
+        ("mmc", {"rec", "cls", "pat"}, {"masked", "cls_similarity", "pat_similarity"}),
+        ("tec", {"feature", "attention"}, {"feature_explained"}),
+        ("extrema", {"infonce"}, {"cosine", "target_std"}),
+        ("sdae", {"cosine"}, {"teacher_std", "prediction_std"}),
+    ],
+)
+def test_a_line_of_the_log(method: str, terms: set[str], vitals: set[str], images: Path, tmp_path: Path) -> None:
+    loop.train(tiny.job(method, images), tiny.settings(tmp_path / "out", log_steps=2))
+    lines = log_of(tmp_path / "out")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    always = {"step", "epoch", "loss", "lr", "weight_decay", "grad_norm", "images_per_second", "memory_bytes"}
+    assert always | {"spread", "rank"} | terms | vitals <= set(lines[-1])
+    assert lines[-1]["loss"] == pytest.approx(sum(lines[-1][term] for term in terms))
+    has_teacher = method in ("moca", "mmc", "extrema", "sdae")
+    assert ("momentum" in lines[-1]) == has_teacher
+    assert lines[-1]["images_per_second"] > 0
+
+
+def test_tensorboard_is_asked_for_before_anything_is_written(images: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorboard"):
+        loop.train(tiny.job("mae", images), tiny.settings(tmp_path / "out", tensorboard=True))
+        assert list((tmp_path / "out" / "tensorboard").iterdir())
+        return
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        loop.train(tiny.job("mae", images), tiny.settings(tmp_path / "out", tensorboard=True))
+    assert not (tmp_path / "out").exists()
 
 
 # --- a method of one weight, of which everything is known ---
