@@ -3,6 +3,7 @@
     import ssl_bench
     checkpoint = ssl_bench.open_checkpoint("x.pth")
     records = ssl_bench.run("x.pth", "knn", dataset="digits")
+    path = ssl_bench.train("moca", "toy", "runs/moca", settings={"epochs": 4})
     ssl_bench.load_results().to_dataframe()
 
 What is listed here is imported when it is used, so that `import ssl_bench` costs nothing.
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ssl_bench.leaderboards.table import leaderboard as leaderboard
 
 __version__ = "0.1.0.dev0"
-__all__ = ["UserError", "leaderboard", "load_results", "open_checkpoint", "open_dataset", "run"]
+__all__ = ["UserError", "leaderboard", "load_results", "open_checkpoint", "open_dataset", "run", "train"]
 
 _HOME = {
     "UserError": "ssl_bench.errors",
@@ -44,20 +45,35 @@ def __getattr__(name: str) -> Any:
 
 def run(ckpt: str | Path, protocol: str | Sequence[str] = "knn", **options: Any) -> list[Record]:
     """Score a checkpoint by one or several protocols, and return the records (see running.Options for the options)."""
-    import dataclasses
-
     from ssl_bench import running
-    from ssl_bench.errors import unknown
 
-    known = [field.name for field in dataclasses.fields(running.Options)]
+    _require_known(options, running.Options, "run")
     for name, value in options.items():
-        if name not in known:
-            raise unknown("option of run", name, known)
         if name in ("settings", "arch"):  # as they would be typed: {"neighbors": (5, 10)} is {"neighbors": "5,10"}
             options[name] = {key: _as_typed(entry) for key, entry in value.items()}
         elif name == "results" or name.endswith("_list"):
             options[name] = None if value is None else Path(value)
     return running.run(ckpt, protocol, running.Options(**options))
+
+
+def train(method: str, data: str | Path, out: str | Path, **options: Any) -> Path:
+    """Pre-train, and return the path that `run` opens (see pretraining.Options for the options)."""
+    from ssl_bench import pretraining
+
+    _require_known(options, pretraining.Options, "train")
+    options["settings"] = {key: _as_typed(entry) for key, entry in options.get("settings", {}).items()}
+    return pretraining.train(method, data, out, pretraining.Options(**options))
+
+
+def _require_known(options: dict[str, Any], fields_of: type, what: str) -> None:
+    import dataclasses
+
+    from ssl_bench.errors import unknown
+
+    known = [field.name for field in dataclasses.fields(fields_of)]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {what}", name, known)
 
 
 def _as_typed(value: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from test_run import in_process
 
+import ssl_bench
 from ssl_bench import pretraining
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import named
@@ -114,6 +115,15 @@ def test_keep_epochs_keeps_files_that_run_opens(images: Path, tmp_path: Path, ca
     assert call("pretrain", "mae", "--data", images, "--out", tmp_path / "x", *TINY, "--keep-epochs", "1")[0] == 0
     first, second = (open_checkpoint(tmp_path / "x" / f"checkpoint-epoch000{n}.pt") for n in (1, 2))
     assert first.weights_sha256 != second.weights_sha256 == open_checkpoint(tmp_path / "x").weights_sha256
+
+
+def test_from_python(images: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "warmup_epochs": 0, "batch": 8, "betas": (0.9, 0.9)}
+    small = {"recipe": "toy", "arch": tiny.ARCHITECTURE, "workers": 0, "device": "cpu"}
+    path = ssl_bench.train("mae", images, tmp_path / "x", settings=settings, **small)
+    assert ssl_bench.open_checkpoint(path).origin["resolved_recipe"]["betas"] == [0.9, 0.9]
+    with pytest.raises(UserError, match="did you mean 'recipe'"):
+        ssl_bench.train("mae", images, tmp_path / "y", recip="toy")
 
 
 # What is given
