@@ -77,8 +77,8 @@ class RunFolder:
             save(state, self.training)
             self._put("checkpoint.pt", saved, origin)
         except UserError as error:
-            there = "What was saved before stays" if self.training.exists() else "Nothing was saved before"
-            raise UserError(f"{error} {there}; --resume goes on from there.") from error
+            there = "What was saved before stays; --resume goes on from there." if self.training.exists() else ""
+            raise UserError(f"{error} {there or 'Nothing was saved before.'}") from error
 
     def _put(self, name: str, saved: Saved, origin: Mapping[str, object]) -> None:
         save_checkpoint(

@@ -24,15 +24,6 @@ TINY = dataclasses.replace(
 WHOLE = {"teacher_input": "image", "folds": 1}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors this small are slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny_method(seed=0, **changes):
     """A small SdAE in which nothing is at its initial zero or one, and the teacher is not the student."""
     recipe = dataclasses.replace(TINY, **changes)
