@@ -20,11 +20,21 @@ from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate import annotated, archives, builtin_data, layouts
 from ssl_bench.evaluate.data_check import CheckReport, Expected, examine
 from ssl_bench.evaluate.decoding import BrokenImage
-from ssl_bench.evaluate.splits import Dataset, Split
+from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split
 from ssl_bench.evaluate.subsets import listed_classes, listed_images
 from ssl_bench.files import data_folder
 
-__all__ = ["DATASETS", "BrokenImage", "CheckReport", "Dataset", "Known", "Split", "check_dataset", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "KINDS",
+    "BrokenImage",
+    "CheckReport",
+    "Dataset",
+    "Known",
+    "Split",
+    "check_dataset",
+    "open_dataset",
+]
 
 IMAGENET_100 = Path(__file__).parent / "synsets" / "imagenet-100.txt"
 
@@ -95,6 +105,12 @@ def open_dataset(
         raise UserError(
             f"cannot read {error.filename or spec}: {error.strerror or error}. Make it readable."
         ) from error
+
+
+# What a protocol may read, by kind: a protocol names its own (DATA).
+KINDS: dict[str, Callable[[str], AnyDataset]] = {
+    "images": open_dataset,
+}
 
 
 def open_images(spec: str) -> Dataset:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, overload
@@ -160,7 +160,7 @@ class ImageArray:
 class Split:
     """Labeled samples in a fixed order. `image(i)` reads; everything else is known without reading an image."""
 
-    name: str  # "train" or "val"
+    name: str  # "train", "val"; other kinds of datasets have others, such as "queries"
     classes: tuple[str, ...]
     labels: Integers  # (n,), indices into classes
     sample_ids: Sequence[str]  # unique; the same on every machine
@@ -168,7 +168,6 @@ class Split:
 
     def __post_init__(self) -> None:
         """Hold what every layout must deliver."""
-        assert self.name in {"train", "val"}
         assert self.labels.dtype == np.int64
         assert len(self.labels) == len(self.sample_ids)
 
@@ -223,6 +222,43 @@ class Dataset:
     def splits(self) -> dict[str, Split]:
         """The splits that there are, by name."""
         return {split.name: split for split in (self.train, self.val) if split is not None}
+
+    def limited(self, limit: int) -> Dataset:
+        """The first images of every class in turn, so that a limited run still sees all classes it can."""
+
+        def shorten(split: Split | None) -> Split | None:
+            if split is None or len(split) <= limit:
+                return split
+            order = np.argsort(split.labels, kind="stable")
+            sorted_labels = split.labels[order]
+            place = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)  # how-manieth of its class
+            chosen = order[np.argsort(place, kind="stable")][:limit]
+            return split.subset(np.sort(chosen))
+
+        return replace(self, train=shorten(self.train), val=shorten(self.val))
+
+
+class AnyDataset(Protocol):
+    """What every kind of dataset has: labeled images (Dataset), landmarks, images with boxes, ..."""
+
+    @property
+    def name(self) -> str:
+        """For records and tables."""
+
+    @property
+    def root(self) -> Path | None:
+        """Its folder."""
+
+    @property
+    def built_in(self) -> bool:
+        """Made by ourselves: brought to the network's own image size."""
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """What there is to read, by name."""
+
+    def limited(self, limit: int) -> AnyDataset:
+        """A part of so many images a split, for a quick try."""
 
 
 def shown(names: Iterable[str]) -> str:

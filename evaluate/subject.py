@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,19 +19,20 @@ from ssl_bench.evaluate.readings import Interpolation, Reading, View
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone, Pixels
-    from ssl_bench.evaluate.datasets import Dataset, Split
+    from ssl_bench.evaluate.splits import AnyDataset, Split
 
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number in percent, with its uncertainty: over samples (stderr) or over splits and seeds (std, ddof 1)."""
+    """One number in percent unless its name says otherwise, with at most one kind of uncertainty."""
 
     value: float
     n: int
-    stderr: float | None = None
-    std: float | None = None
+    stderr: float | None = None  # of a mean over n samples
+    std: float | None = None  # over n splits or seeds, ddof 1
+    interval95: float | None = None  # half the 95 % interval of a mean over n episodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Scores:
     main: str
     predictions: IntArray | None = None  # where samples are counted: the predicted class of every val image
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict)  # for the record: plain values that JSON can hold
 
 
 def accuracy(correct: npt.NDArray[np.bool_]) -> Score:
@@ -50,12 +52,24 @@ def accuracy(correct: npt.NDArray[np.bool_]) -> Score:
     return Score(100 * p, len(correct), stderr=100 * math.sqrt(p * (1 - p) / len(correct)))
 
 
+def over_splits(values: Sequence[float]) -> Score:
+    """Mean over splits or seeds, with their standard deviation (ddof 1); one split has none."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Score(float(np.mean(values)), len(values), std=std)
+
+
+def over_episodes(values: Sequence[float] | npt.NDArray[np.float64]) -> Score:
+    """Mean over episodes, with half its 95 % interval: 1.96 standard errors (ddof 1), as few-shot papers give it."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Score(float(np.mean(values)), len(values), interval95=None if error is None else 1.96 * error)
+
+
 @dataclass(eq=False)
 class Subject:
     """One network on one dataset: what every protocol reads from. Nothing is computed before it is asked for."""
 
     checkpoint: Checkpoint
-    dataset: Dataset
+    dataset: AnyDataset
     effort: Effort
     seed: int = 0
     _features: dict[tuple[str, Reading], Features] = field(default_factory=dict)
@@ -66,11 +80,13 @@ class Subject:
         return self.checkpoint.backbone.to(self.effort.device)
 
     def split(self, name: str) -> Split:
-        """`train` or `val`, or an error that says what the dataset has."""
-        split: Split | None = getattr(self.dataset, name)
-        if split is None:
-            raise UserError(f"dataset {self.dataset.name} has no {name} split, which this protocol needs.")
-        return split
+        """`train`, `val` or another one by name, or an error that says what the dataset has."""
+        if name not in self.dataset.splits:
+            there = ", ".join(self.dataset.splits) or "none"
+            raise UserError(
+                f"dataset {self.dataset.name} has no {name} split, which this protocol needs (it has {there})."
+            )
+        return self.dataset.splits[name]
 
     def require_shared_classes(self) -> None:
         """For protocols that classify val images by the classes of train: both splits, and the same classes."""
@@ -81,11 +97,14 @@ class Subject:
             )
 
     def view(self, resize_px: int, crop_px: int, interpolation: Interpolation) -> View:
-        """The recipe's view; built-in images are brought to the network's own size (pixels: to none) instead."""
+        """The recipe's view; built-in images are brought to the network's own size (pixels: to none) instead.
+
+        Then all by the same interpolation, so that all protocols share one pass.
+        """
         if not self.dataset.built_in:
             return View(resize_px, crop_px, interpolation)
         own = self.checkpoint.architecture.image_px or None
-        return View(own, own, interpolation)
+        return View(own, own, "bicubic")
 
     def prepare(self, split: str, readings: list[Reading]) -> None:
         """Extract several readings by as few passes as possible; `features` then finds them."""
@@ -108,6 +127,10 @@ class Subject:
         """The images of the split that could not be read (and were skipped), by their index."""
         return next((features.broken for (name, _), features in self._features.items() if name == split), ())
 
-    def used(self, readings: list[Reading]) -> list[tuple[str, Reading, Features]]:
+    def used(self, readings: Mapping[str, Sequence[Reading]]) -> list[tuple[str, Reading, Features]]:
         """Those of the extracted features that a protocol read, for its record."""
-        return [(split, reading, found) for (split, reading), found in self._features.items() if reading in readings]
+        return [
+            (split, reading, found)
+            for (split, reading), found in self._features.items()
+            if reading in readings.get(split, ())
+        ]

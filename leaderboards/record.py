@@ -41,8 +41,8 @@ SAMPLE_COLUMNS = ("sample_id", "label", "prediction", "correct")
 class Score:
     """One metric, in percent unless its name says otherwise.
 
-    Its uncertainty is either the standard error over `n` samples, or the standard deviation over `n` splits or
-    repetitions; the latter is meaningless without its `ddof`.
+    Its uncertainty is the standard error over `n` samples, the standard deviation over `n` splits or repetitions
+    (meaningless without its `ddof`), or half the 95 % confidence interval of a mean over `n` episodes.
     """
 
     value: float
@@ -50,17 +50,20 @@ class Score:
     stderr: float | None = None
     std: float | None = None
     ddof: Literal[0, 1] | None = None
+    interval95: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse an uncertainty that cannot be read in one way only."""
         if self.n < 1:
             raise UserError(f"n: expected at least 1, found {self.n}.")
-        if self.stderr is not None and self.std is not None:
-            raise UserError("stderr, std: expected one of the two, found both.")
+        spreads = {"stderr": self.stderr, "std": self.std, "interval95": self.interval95}
+        given = {name: spread for name, spread in spreads.items() if spread is not None}
+        if len(given) > 1:
+            raise UserError(f"{', '.join(given)}: expected one of them, found {len(given)}.")
         if (self.std is None) != (self.ddof is None):
             raise UserError(f"ddof: expected with std and only with it, found std={self.std}, ddof={self.ddof}.")
-        for name, spread in (("stderr", self.stderr), ("std", self.std)):
-            if spread is not None and spread < 0:
+        for name, spread in given.items():
+            if spread < 0:
                 raise UserError(f"{name}: expected at least 0, found {spread}.")
 
 
@@ -177,6 +180,7 @@ class Record:
     peak_memory_bytes: int
     features: list[FeaturesUsed]
     warnings: list[str]
+    details: dict[str, Any]  # what the protocol says beside its scores: chosen settings, curves, splits, gaps
 
     def __post_init__(self) -> None:
         """Whatever the types cannot say."""

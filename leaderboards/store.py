@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Depth and name as record.py gives them. Files that are being written begin with a dot and end in .part.
 _PATTERN = "*/*/*/*-*@v*.json"
-_NUMBERS = ("value", "stderr", "std")
+_NUMBERS = ("value", "stderr", "std", "interval95")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ _COLUMNS = [
     "value",
     "stderr",
     "std",
+    "interval95",
     "n",
     "is_main",
     "limited",
@@ -103,6 +104,7 @@ def _row(record: Record, metric: str, score: Score, path: Path) -> dict[str, Any
         "value": score.value,
         "stderr": score.stderr,
         "std": score.std,
+        "interval95": score.interval95,
         "n": score.n,
         "is_main": metric == record.main_metric,
         "overrides": settings_text(record.overrides),

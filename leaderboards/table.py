@@ -29,14 +29,14 @@ FORMATS = ("table", "csv", "md", "latex", "html")
 NOTHING = "-"  # a cell without a number
 
 Key = TypeVar("Key", bound=Hashable)
-Cell = dict[str, float | int | None]  # value, stderr, std, ddof, n, seeds
+Cell = dict[str, float | int | None]  # value, stderr, std, ddof, interval95, n, seeds
 
 
 def leaderboard(results: Results) -> pandas.DataFrame:
     """Main metrics, models by columns, best of the first column on top.
 
-    `attrs["cells"][column][row]` holds `value, stderr, std, ddof, n, seeds` of a cell, `attrs["notes"]` what to print
-    beneath. Both are plain lists and dictionaries, so that the frame can still be pickled, concatenated and saved.
+    `attrs["cells"][column][row]` holds the fields of a `Cell`, `attrs["notes"]` what to print beneath. Both are plain
+    lists and dictionaries, so that the frame can still be pickled, concatenated and saved.
     """
     import pandas
 
@@ -162,6 +162,7 @@ def _summary(records: Sequence[Record]) -> Cell:
             "stderr": score.stderr,
             "std": score.std,
             "ddof": score.ddof,
+            "interval95": score.interval95,
             "n": score.n,
             "seeds": 1,
         }
@@ -173,6 +174,7 @@ def _summary(records: Sequence[Record]) -> Cell:
         "stderr": None,
         "std": spread,
         "ddof": 1,
+        "interval95": None,
         "n": len(values),
         "seeds": len(values),
     }
@@ -185,6 +187,8 @@ def _notes(summaries: dict[str, dict[str, Cell]], records: Sequence[Record], lim
         notes.append("±: standard error over samples, where nothing else is said.")
     if any(cell["std"] is not None and cell["seeds"] == 1 for cell in cells):
         notes.append("(n, ddof): standard deviation over n splits or repetitions.")
+    if any(cell["interval95"] is not None for cell in cells):
+        notes.append("(95 %): half the 95 % confidence interval of a mean over episodes.")
     if any(cell["seeds"] != 1 for cell in cells):
         notes.append("(seeds): mean and standard deviation over seeds, ddof=1.")
     on_test = sorted({f"{r.protocol}/{r.recipe}@v{r.version}" for r in records if r.selected_on == "test"})
@@ -243,9 +247,11 @@ def _text(value: Any, cell: Cell) -> str:
         return NOTHING
     if not isinstance(value, float):
         return str(value)
-    stderr, std = cell.get("stderr"), cell.get("std")
+    stderr, std, interval95 = (cell.get(name) for name in ("stderr", "std", "interval95"))
     if stderr is not None:
         return f"{value:.1f} ± {stderr:.1f}"
+    if interval95 is not None:
+        return f"{value:.1f} ± {interval95:.1f} (95 %)"
     if std is None:
         return f"{value:.1f}"
     over = f"{cell['seeds']} seeds" if cell["seeds"] != 1 else f"n={cell['n']}, ddof={cell['ddof']}"
@@ -259,10 +265,10 @@ def _csv(frame: pandas.DataFrame) -> str:
     for column in frame:
         wide[str(column)] = frame[column]
         cells = [_cell(frame, column, row, value) for row, value in frame[column].items()]
-        for name in ("stderr", "std", "ddof", "n", "seeds"):
+        for name in ("stderr", "std", "ddof", "interval95", "n", "seeds"):
             numbers = [cell.get(name) for cell in cells]
             if any(number is not None for number in numbers):
-                kind = "Float64" if name in ("stderr", "std") else "Int64"
+                kind = "Float64" if name in ("stderr", "std", "interval95") else "Int64"
                 wide[f"{column} {name}"] = pandas.Series(numbers, index=frame.index, dtype=kind)
     text: str = pandas.DataFrame(wide, index=frame.index).to_csv(lineterminator="\n")
     return text

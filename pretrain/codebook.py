@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssl_bench.errors import UserError
-from ssl_bench.pretrain.distributed import from_first, mean_of_all
+from ssl_bench.evaluate.training.distributed import from_first, mean_of_all
 
 SPREAD_MOMENTUM = 0.99  # section 3.5
 FIRST_SPREAD = 0.5  # official code

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ssl_bench.pretrain.distributed import gathered_from_all, rank
+from ssl_bench.evaluate.training.distributed import gathered_from_all, rank
 
 # Similarities at a time. On a processor they should fit its cache, on an accelerator keep it busy.
 CHUNK_ON_CPU, CHUNK = 2**20, 2**27

@@ -39,10 +39,11 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture, named
 from ssl_bench.evaluate.backbone import Backbone
+from ssl_bench.evaluate.training.loader import Draws, Views
+from ssl_bench.evaluate.training.schedules import Progress, cosine
 from ssl_bench.pretrain.contrast import info_nce
-from ssl_bench.pretrain.method import Draws, Method, Progress, Saved, Training, Views
+from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.networks import gathered, initialize_as_mae, kept_patches, move_teacher, student, teacher_of
-from ssl_bench.pretrain.schedules import cosine
 
 ClassToken = Literal["cait", "vit", "average"]
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssl_bench.evaluate.hardware import peak_memory_bytes
-from ssl_bench.pretrain import distributed
-from ssl_bench.pretrain.method import Method, Progress, Training
+from ssl_bench.evaluate.training import distributed
+from ssl_bench.evaluate.training.schedules import Progress
+from ssl_bench.pretrain.method import Method, Training
 from ssl_bench.pretrain.run_folder import RunFolder
 from ssl_bench.pretrain.vitals import collapse_alarm, spread_and_rank
 from ssl_bench.progress import say

@@ -29,14 +29,15 @@ from ssl_bench.evaluate.backbone import Backbone
 from ssl_bench.evaluate.checkpoints import Checkpoint
 from ssl_bench.evaluate.hardware import choose_attention
 from ssl_bench.evaluate.splits import Split
-from ssl_bench.pretrain import distributed
-from ssl_bench.pretrain.augment import augmentation_named
-from ssl_bench.pretrain.loader import Batch, Plan, batches, prepared, steps_per_epoch
+from ssl_bench.evaluate.training import distributed
+from ssl_bench.evaluate.training.augment import augmentation_named
+from ssl_bench.evaluate.training.loader import Batch, Plan, Views, batches, prepared, steps_per_epoch
+from ssl_bench.evaluate.training.schedules import Progress
+from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
 from ssl_bench.pretrain.log import Log
-from ssl_bench.pretrain.method import MethodModule, Progress, Training, Views
+from ssl_bench.pretrain.method import MethodModule, Sampling, Training
 from ssl_bench.pretrain.optimization import clip_gradients, make_optimizer, set_schedules
 from ssl_bench.pretrain.run_folder import RunFolder, flat
-from ssl_bench.pretrain.signals import StopFlag, stop_signals
 from ssl_bench.progress import bar, say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -145,10 +146,12 @@ class Run:
     def _plan(self) -> Plan:
         settings, recipe = self.settings, self.recipe
         return Plan(
-            augmentation=augmentation_named(recipe.augmentation),
-            image_px=self.architecture.image_px,
-            patch_px=self.architecture.patch_px,
-            draw=functools.partial(self.job.module.draw, recipe, self.architecture),
+            sample=Sampling(
+                augmentation_named(recipe.augmentation),
+                self.architecture.image_px,
+                self.architecture.patch_px,
+                functools.partial(self.job.module.draw, recipe, self.architecture),
+            ),
             batch=recipe.batch,
             accumulate=settings.accumulate,
             seed=settings.seed,

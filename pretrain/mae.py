@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
-from ssl_bench.pretrain.method import Draws, Method, Saved, Training, Views
+from ssl_bench.evaluate.training.loader import Draws, Views
+from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.networks import (
     Decoder,
     gathered,

@@ -21,12 +21,12 @@ from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.checkpoints import Checkpoint
 from ssl_bench.evaluate.hardware import peak_memory_bytes
 from ssl_bench.evaluate.splits import Names, Split
-from ssl_bench.pretrain.augment import augmentation_named, view_px
+from ssl_bench.evaluate.training.augment import augmentation_named, view_px
+from ssl_bench.evaluate.training.loader import Views, sample_generator
+from ssl_bench.evaluate.training.signals import StopFlag
 from ssl_bench.pretrain.catalog import METHODS
-from ssl_bench.pretrain.loader import sample_generator
 from ssl_bench.pretrain.loop import Job, Run, Settings
-from ssl_bench.pretrain.method import Training, Views
-from ssl_bench.pretrain.signals import StopFlag
+from ssl_bench.pretrain.method import Training
 
 IMAGENET_IMAGES = 1_281_167
 

@@ -11,19 +11,20 @@ a resumed run sees what the uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
+from PIL import Image
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture, State
 from ssl_bench.evaluate.backbone import Backbone
-
-Draws = tuple[npt.NDArray[Any], ...]
+from ssl_bench.evaluate.training.augment import Pixels, View, draw_views
+from ssl_bench.evaluate.training.loader import Draws, Views
+from ssl_bench.evaluate.training.schedules import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,35 +72,18 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Views:
-    """What a step sees of its images, on the device."""
+class Sampling:
+    """What is drawn of an image, in a worker: the views, then whatever else the method draws."""
 
-    images: tuple[Tensor, ...]  # one (B, 3, S, S) a view of the augmentation, normalized
-    draws: tuple[Tensor, ...]  # what `Method.draw` gave, stacked: (B, ...)
+    augmentation: tuple[View, ...]
+    image_px: int
+    patch_px: int
+    draw: Callable[[np.random.Generator], Draws]
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: `step` steps are done."""
-
-    step: int
-    steps_per_epoch: int
-    epochs: int
-
-    @property
-    def epoch(self) -> float:
-        """Epochs done, with their fraction."""
-        return self.step / self.steps_per_epoch
-
-    @property
-    def share(self) -> float:
-        """Of the whole run, in [0, 1]."""
-        return self.epoch / self.epochs
-
-    @property
-    def epoch_ended(self) -> bool:
-        """Whether the last step closed an epoch."""
-        return self.step % self.steps_per_epoch == 0
+    def __call__(self, image: Image.Image, index: int, rng: np.random.Generator) -> tuple[tuple[Pixels, ...], Draws]:
+        """Of one image; its label and place in the split do not matter."""
+        views = draw_views(image, self.augmentation, image_px=self.image_px, patch_px=self.patch_px, rng=rng)
+        return views, self.draw(rng)
 
 
 @dataclass(frozen=True)

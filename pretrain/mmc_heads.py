@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ssl_bench.pretrain.distributed import mean_of_all, world_size
+from ssl_bench.evaluate.training.distributed import mean_of_all, world_size
 
 
 def contrast_head(dim: int, *, width: int, out_dim: int, by_batch: bool) -> nn.Sequential:

@@ -51,8 +51,10 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.backbone import Backbone
+from ssl_bench.evaluate.training.loader import Draws, Views
+from ssl_bench.evaluate.training.schedules import Progress, cosine
 from ssl_bench.pretrain.codebook import Codebook, Generator, soft_cross_entropy
-from ssl_bench.pretrain.method import Draws, Method, Progress, Saved, Training, Views
+from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.networks import (
     EPS,
     Decoder,
@@ -65,7 +67,6 @@ from ssl_bench.pretrain.networks import (
     student,
     teacher_of,
 )
-from ssl_bench.pretrain.schedules import cosine
 
 DecoderKind = Literal["condenser", "default"]
 

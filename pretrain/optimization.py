@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ssl_bench.pretrain.method import Method, Progress, Training
-from ssl_bench.pretrain.schedules import cosine, warmup_cosine
+from ssl_bench.evaluate.training.schedules import Progress, cosine, warmup_cosine
+from ssl_bench.pretrain.method import Method, Training
 
 
 def make_optimizer(method: Method, recipe: Training) -> AdamW:

@@ -35,7 +35,9 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.backbone import Backbone, build
-from ssl_bench.pretrain.method import Draws, Method, Progress, Saved, Training, Views
+from ssl_bench.evaluate.training.loader import Draws, Views
+from ssl_bench.evaluate.training.schedules import Progress, cosine
+from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.networks import (
     Decoder,
     gathered,
@@ -46,7 +48,6 @@ from ssl_bench.pretrain.networks import (
     student,
     teacher_of,
 )
-from ssl_bench.pretrain.schedules import cosine
 
 
 @dataclass(frozen=True, kw_only=True)

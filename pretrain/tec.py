@@ -43,7 +43,8 @@ from ssl_bench.evaluate.adapters import EncoderAdapter, InputAdapter, block_outp
 from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.backbone import Backbone, canonical_state, load_canonical
 from ssl_bench.evaluate.checkpoints import Checkpoint
-from ssl_bench.pretrain.method import Draws, Method, Saved, Training, Views
+from ssl_bench.evaluate.training.loader import Draws, Views
+from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.networks import (
     EPS,
     MaskTokens,

@@ -15,13 +15,15 @@ class ProtocolModule(Protocol):
     """What a file of this folder offers. Its `Recipe` is a frozen dataclass with selected_on, source and published."""
 
     VERSION: int  # bumped whenever a number can change
+    DATA: str  # the kind of dataset that it reads, of evaluate/datasets.py's KINDS
+    DISTRIBUTED: bool  # under torchrun: whether the processes run it together, or only the first does
 
     @property
     def RECIPES(self) -> Mapping[str, Any]:  # noqa: N802  (a constant of the module)
         """Published settings by name; the first is what a bare protocol name runs."""
 
-    def readings(self, subject: Subject, recipe: Any) -> list[Reading]:
-        """What it will read of the network on train and val, so that protocols of one run share a forward pass."""
+    def readings(self, subject: Subject, recipe: Any) -> Mapping[str, list[Reading]]:
+        """What it will read of the network on each split, so that protocols of one run share a forward pass."""
 
     def check(self, subject: Subject, recipe: Any) -> None:
         """Raise a UserError for what can be known to fail before any image is read."""

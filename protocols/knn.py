@@ -34,6 +34,7 @@ from ssl_bench.evaluate.readings import Interpolation, Reading, Token
 from ssl_bench.evaluate.subject import IntArray, Scores, Subject, accuracy
 
 VERSION = 1
+DATA, DISTRIBUTED = "images", False
 
 Vector = Literal["cls", "patch_mean", "cls+patch_mean"]
 
@@ -105,11 +106,12 @@ RECIPES: dict[str, Recipe] = {
 # fmt: on
 
 
-def readings(subject: Subject, recipe: Recipe) -> list[Reading]:
+def readings(subject: Subject, recipe: Recipe) -> dict[str, list[Reading]]:
     """What k-NN reads of the network: the last block's class token, its average patch token, or both."""
     view = subject.view(recipe.resize_px, recipe.crop_px, recipe.interpolation)
     tokens: list[Token] = list(dict.fromkeys(token for name in recipe.vector for token in _tokens(name)))
-    return [Reading(token, view, layer=-1, norm=recipe.norm) for token in tokens]
+    read = [Reading(token, view, layer=-1, norm=recipe.norm) for token in tokens]
+    return {"train": read, "val": read}
 
 
 def check(subject: Subject, recipe: Recipe) -> None:
@@ -129,7 +131,7 @@ def _check_bank(recipe: Recipe, bank: int) -> None:
 
 def run(subject: Subject, recipe: Recipe) -> Scores:
     """Accuracy of every combination; the result is the one that the recipe reports."""
-    reading = {each.token: each for each in readings(subject, recipe)}
+    reading = {each.token: each for each in readings(subject, recipe)["val"]}
     any_train, any_val = (subject.features(split, next(iter(reading.values()))) for split in ("train", "val"))
     train_labels, val_labels = subject.labels("train", any_train), subject.labels("val", any_val)
     kept = bank_rows(train_labels, recipe.bank_percent, subject.seed)

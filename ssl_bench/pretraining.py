@@ -51,7 +51,7 @@ def train(method: str, data: str | Path, out: str | Path, options: Options | Non
     Under torchrun every process calls this, and they train together.
     """
     options = options or Options()
-    from ssl_bench.pretrain.distributed import together
+    from ssl_bench.evaluate.training.distributed import together
     from ssl_bench.running import device_named
 
     with together(device_named(options.device)) as device:
@@ -67,7 +67,7 @@ def prepare(
     """Everything checked that can be checked before the network is built."""
     from ssl_bench.evaluate.datasets import open_images
     from ssl_bench.evaluate.recipes import with_settings
-    from ssl_bench.pretrain import distributed
+    from ssl_bench.evaluate.training import distributed
     from ssl_bench.pretrain.catalog import choose
     from ssl_bench.pretrain.loop import Job, Settings
 

@@ -23,8 +23,10 @@ from ssl_bench.leaderboards import record as records
 from ssl_bench.leaderboards.record import Deviations, Record, Run
 
 if TYPE_CHECKING:
-    from ssl_bench.evaluate.datasets import Dataset, Split
+    from ssl_bench.evaluate.checkpoints import Checkpoint
     from ssl_bench.evaluate.loading import Effort
+    from ssl_bench.evaluate.readings import Reading
+    from ssl_bench.evaluate.splits import AnyDataset
     from ssl_bench.evaluate.subject import Scores, Subject
     from ssl_bench.protocols.catalog import ProtocolModule
 
@@ -63,26 +65,32 @@ class _Task:
     recipe: Any
     overrides: dict[str, Any]
     subject: Subject
+    full: AnyDataset  # before lists and --limit
     run: Run
 
 
 def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> list[Record]:
-    """Score one checkpoint by several protocols. Records that exist are returned as they are (see `overwrite`)."""
-    started = time.perf_counter()
+    """Score one checkpoint by several protocols. Records that exist are returned as they are (see `overwrite`).
+
+    Under torchrun every process calls this: protocols that train do so together, the others are the first one's.
+    """
     names = protocol.split(",") if isinstance(protocol, str) else list(protocol)
     _check(names, options)
-    from ssl_bench.evaluate.datasets import open_dataset
-    from ssl_bench.evaluate.loading import Effort
-
     for name in names:  # before anything is opened: a misspelled name costs nothing
         _choose(name, options)
-    effort = Effort(
-        device_named(options.device), options.dtype, options.batch_size, options.workers, options.skip_broken
-    )
-    full = open_dataset(options.dataset)
-    dataset = _reduced(full, options)
-    subjects: dict[str, Subject] = {}
-    tasks = [_task(ckpt, name, dataset, options, effort=effort, subjects=subjects) for name in names]
+    from ssl_bench.evaluate.training.distributed import together
+
+    with together(device_named(options.device)) as device:
+        return _run(ckpt, names, options, device)
+
+
+def _run(ckpt: str | Path, names: Sequence[str], options: Options, device: str) -> list[Record]:
+    started = time.perf_counter()
+    from ssl_bench.evaluate.loading import Effort
+
+    effort = Effort(device, options.dtype, options.batch_size, options.workers, options.skip_broken)
+    opening = _Opening(ckpt, options, effort)
+    tasks = [_task(name, opening) for name in names]
     require_writable(options.results or results_folder())
     found = {task.run.key(): records.find_record(task.run, options.results) for task in tasks}
     if options.overwrite == "never" and any(found.values()):
@@ -91,10 +99,10 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
     todo = [task for task in tasks if options.overwrite == "always" or found[task.run.key()] is None]
     opened = time.perf_counter() - started
     results = dict(found)
-    extracted = {subject.checkpoint.weights_sha256: _extract(subject, todo) for subject in subjects.values()}
+    extracted = {id(subject): _extract(subject, todo) for subject in opening.subjects.values()}
     for task in todo:
-        seconds = {"open": opened, **extracted[task.run.weights_sha256]}
-        results[task.run.key()] = _score(task, full, options, seconds)
+        seconds = {"open": opened, **extracted[id(task.subject)]}
+        results[task.run.key()] = _score(task, options, seconds)
     return [each for each in results.values() if each is not None]
 
 
@@ -128,27 +136,61 @@ def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str
     return protocol, recipe_name, recipe, {key: after[key] for key in after if after[key] != before[key]}
 
 
-def _task(
-    ckpt: str | Path, name: str, dataset: Dataset, options: Options, *, effort: Effort, subjects: dict[str, Subject]
-) -> _Task:
-    from ssl_bench.evaluate.checkpoints import open_checkpoint
-    from ssl_bench.evaluate.subject import Subject
+class _Opening:
+    """Opens checkpoint and dataset once for all protocols that read the same of them."""
+
+    def __init__(self, ckpt: str | Path, options: Options, effort: Effort) -> None:
+        self.ckpt, self.options, self.effort = ckpt, options, effort
+        self.checkpoints: dict[str, Checkpoint] = {}  # by protocol
+        self.datasets: dict[str, tuple[AnyDataset, AnyDataset]] = {}  # by kind: in full, and reduced
+        self.subjects: dict[tuple[str, str], Subject] = {}  # by weights and kind of dataset
+
+    def checkpoint(self, protocol: str) -> Checkpoint:
+        """As this protocol opens it."""
+        from ssl_bench.evaluate.checkpoints import open_checkpoint
+
+        if protocol not in self.checkpoints:
+            options = self.options
+            opened = open_checkpoint(
+                self.ckpt, key=options.checkpoint_key, protocol=protocol, arch=options.arch, seed=options.seed
+            )
+            self.checkpoints[protocol] = dataclasses.replace(opened, name=options.name) if options.name else opened
+        return self.checkpoints[protocol]
+
+    def dataset(self, kind: str) -> tuple[AnyDataset, AnyDataset]:
+        """In full, and after lists and --limit."""
+        from ssl_bench.evaluate.datasets import KINDS
+
+        if kind not in self.datasets:
+            full = KINDS[kind](self.options.dataset)
+            self.datasets[kind] = full, _reduced(full, self.options)
+        return self.datasets[kind]
+
+    def subject(self, protocol: str, kind: str) -> Subject:
+        """Protocols that evaluate the same network of the file on the same data share its features."""
+        from ssl_bench.evaluate.subject import Subject
+
+        opened = self.checkpoint(protocol)
+        new = Subject(opened, self.dataset(kind)[1], self.effort, self.options.seed)
+        return self.subjects.setdefault((opened.weights_sha256, kind), new)
+
+
+def _task(name: str, opening: _Opening) -> _Task:
     from ssl_bench.protocols.catalog import PROTOCOLS
 
+    options = opening.options
+    kind = PROTOCOLS[_choose(name, options)[0]].DATA
+    full, dataset = opening.dataset(kind)
     protocol, recipe_name, recipe, overrides = _choose(name, options, built_in=dataset.built_in)
-    opened = open_checkpoint(ckpt, key=options.checkpoint_key, protocol=protocol, arch=options.arch, seed=options.seed)
-    if options.name:
-        opened = dataclasses.replace(opened, name=options.name)
-    # Protocols that evaluate the same network of the file share its features.
-    subject = subjects.setdefault(opened.weights_sha256, Subject(opened, dataset, effort, options.seed))
-    module = PROTOCOLS[protocol]
+    subject = opening.subject(protocol, kind)
+    opened, module = subject.checkpoint, PROTOCOLS[protocol]
     _check_readings(module, recipe, subject, protocol)
     module.check(subject, recipe)
     identity = Run(
         model=opened.name,
         weights_sha256=opened.weights_sha256,
         dataset=dataset.name,
-        dataset_manifest_sha256={split.name: split.manifest_sha256 for split in _splits(dataset)},
+        dataset_manifest_sha256={split.name: split.manifest_sha256 for split in dataset.splits.values()},
         protocol=protocol,
         recipe=recipe_name,
         version=module.VERSION,
@@ -163,7 +205,7 @@ def _task(
             skip_broken=options.skip_broken,
         ),
     )
-    return _Task(module, recipe, overrides, subject, identity)
+    return _Task(module, recipe, overrides, subject, full, identity)
 
 
 def _check_readings(module: ProtocolModule, recipe: Any, subject: Subject, protocol: str) -> None:
@@ -171,7 +213,8 @@ def _check_readings(module: ProtocolModule, recipe: Any, subject: Subject, proto
     from ssl_bench.evaluate.readings import why_not
 
     def problem(candidate: Any) -> str | None:
-        reasons = (why_not(reading, subject.checkpoint.architecture) for reading in module.readings(subject, candidate))
+        read = module.readings(subject, candidate).values()
+        reasons = (why_not(reading, subject.checkpoint.architecture) for readings in read for reading in readings)
         return next((reason for reason in reasons if reason), None)
 
     if reason := problem(recipe):
@@ -185,29 +228,40 @@ def _extract(subject: Subject, todo: Sequence[_Task]) -> dict[str, float]:
     """All that the tasks of one network will read, by as few passes as possible; the seconds that it took."""
     started = time.perf_counter()
     mine = [task for task in todo if task.subject is subject]
-    readings = [reading for task in mine for reading in task.module.readings(subject, task.recipe)]
-    for split in _splits(subject.dataset) if mine else []:
-        subject.prepare(split.name, readings)
+    readings: dict[str, list[Reading]] = {}
+    for task in mine:
+        for split, wanted in task.module.readings(subject, task.recipe).items():
+            readings.setdefault(split, []).extend(wanted)
+    for split, wanted in readings.items():
+        subject.prepare(split, wanted)
     phase = "extract" if len(mine) < 2 else "extract_shared"
     return {phase: time.perf_counter() - started}
 
 
-def _score(task: _Task, full: Dataset, options: Options, seconds: dict[str, float]) -> Record:
-    """Scores and record."""
-    subject, started, clock = task.subject, datetime.now(UTC), time.perf_counter()
-    scores = task.module.run(subject, task.recipe)
-    seconds = seconds | {"score": time.perf_counter() - clock}
-    record = _record(task, scores, full, options, started=started, seconds=seconds)
-    return records.read_record(records.write_record(record, options.results, samples=_samples(subject, scores)))
+def _score(task: _Task, options: Options, seconds: dict[str, float]) -> Record:
+    """Scores and record; the first process writes it."""
+    from ssl_bench.evaluate.training import distributed
+
+    started, clock = datetime.now(UTC), time.perf_counter()
+    found = task.module.run(task.subject, task.recipe) if task.module.DISTRIBUTED else None
+
+    def write() -> None:
+        scores = found or task.module.run(task.subject, task.recipe)
+        phases = seconds | {"score": time.perf_counter() - clock}
+        record = _record(task, scores, options, started=started, seconds=phases)
+        records.write_record(record, options.results, samples=_samples(task.subject, scores))
+
+    distributed.on_first(write)
+    record = records.find_record(task.run, options.results)
+    assert record is not None
+    return record
 
 
-def _record(
-    task: _Task, scores: Scores, full: Dataset, options: Options, *, started: datetime, seconds: dict[str, float]
-) -> Record:
+def _record(task: _Task, scores: Scores, options: Options, *, started: datetime, seconds: dict[str, float]) -> Record:
     subject, checkpoint = task.subject, task.subject.checkpoint
-    original = {split.name: len(split) for split in _splits(full)}
+    original = {split.name: len(split) for split in task.full.splits.values()}
     skipped = {split: len(subject.broken(split)) for split in original}
-    evaluated = {split.name: len(split) - skipped[split.name] for split in _splits(subject.dataset)}
+    evaluated = {split.name: len(split) - skipped[split.name] for split in subject.dataset.splits.values()}
     return Record(
         schema_version=records.SCHEMA_VERSION,
         status="done",
@@ -252,6 +306,7 @@ def _record(
             for split, reading, features in subject.used(task.module.readings(subject, task.recipe))
         ],
         warnings=list(scores.warnings),
+        details=dict(scores.details),
     )
 
 
@@ -275,21 +330,21 @@ def _samples(subject: Subject, scores: Scores) -> dict[str, Sequence[Any]] | Non
     }
 
 
-def _splits(dataset: Dataset) -> list[Split]:
-    return [split for split in (dataset.train, dataset.val) if split is not None]
-
-
-def _reduced(full: Dataset, options: Options) -> Dataset:
+def _reduced(full: AnyDataset, options: Options) -> AnyDataset:
     """The dataset after the lists and --limit."""
-    from ssl_bench.evaluate.datasets import open_dataset
+    from ssl_bench.evaluate.datasets import Dataset, open_dataset
 
     lists = {"train_list": options.train_list, "val_list": options.val_list, "class_list": options.class_list}
+    given = {name: Path(path) for name, path in lists.items() if path}
     dataset = full
-    if any(lists.values()):
-        dataset = open_dataset(options.dataset, **{name: path and Path(path) for name, path in lists.items()})
-        if any(len(split.classes) < 2 for split in _splits(dataset)):
+    if given:
+        if not isinstance(full, Dataset):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UserError(f"{flags}: lists are for datasets of labeled images, which {full.name} is not.")
+        dataset = open_dataset(options.dataset, **given)
+        if any(len(split.classes) < 2 for split in dataset.splits.values()):
             raise UserError("--class-list leaves one class, and one class cannot be told from others; name more.")
-    return dataset if options.limit is None else _limited(dataset, options.limit)
+    return dataset if options.limit is None else dataset.limited(options.limit)
 
 
 def _subset(options: Options) -> dict[str, str]:
@@ -300,22 +355,6 @@ def _subset(options: Options) -> dict[str, str]:
         for name, path in lists.items()
         if path is not None
     }
-
-
-def _limited(dataset: Dataset, limit: int) -> Dataset:
-    """The first images of every class in turn, so that a limited run still sees all classes it can."""
-    import numpy as np
-
-    def shorten(split: Split | None) -> Split | None:
-        if split is None or len(split) <= limit:
-            return split
-        order = np.argsort(split.labels, kind="stable")
-        sorted_labels = split.labels[order]
-        place = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)  # the how-manieth of its class
-        chosen = order[np.argsort(place, kind="stable")][:limit]
-        return split.subset(np.sort(chosen))
-
-    return dataclasses.replace(dataset, train=shorten(dataset.train), val=shorten(dataset.val))
 
 
 def device_named(name: str) -> str:

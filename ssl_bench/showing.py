@@ -25,10 +25,11 @@ def records(found: Sequence[Record]) -> None:
         protocol = f"{record.protocol}/{record.recipe}@v{record.version}{settings}"
         title = f"{record.model} · {record.dataset}{limited} · {protocol}"
         show(f"[bold]{escape(title)}[/bold]")
-        table = Table("metric", "value", "images")
+        table = Table("metric", "value", "n")
         for metric, score in record.scores.items():
-            spread = score.stderr if score.stderr is not None else score.std
-            value = f"{score.value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+            value = f"{score.value:.2f}"
+            for spread, kind in ((score.stderr, ""), (score.std, " (std)"), (score.interval95, " (95 %)")):
+                value += "" if spread is None else f" ± {spread:.2f}{kind}"
             table.add_row(escape(metric), value, str(score.n), style="bold" if metric == record.main_metric else "dim")
         show(table)
         for line in _remarks(record):

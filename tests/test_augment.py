@@ -13,8 +13,8 @@ from torchvision.transforms import CenterCrop, ColorJitter, InterpolationMode, R
 from torchvision.transforms import functional as tv
 
 from ssl_bench.errors import UserError
-from ssl_bench.pretrain import augment
-from ssl_bench.pretrain.augment import AUGMENTATIONS, View, augmentation_named, draw_views, view_px
+from ssl_bench.evaluate.training import augment
+from ssl_bench.evaluate.training.augment import AUGMENTATIONS, View, augmentation_named, draw_views, view_px
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -17,11 +17,12 @@ from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.checkpoints import open_checkpoint
 from ssl_bench.evaluate.recipes import with_settings
 from ssl_bench.evaluate.saving import save_checkpoint
+from ssl_bench.evaluate.training.augment import AUGMENTATIONS
+from ssl_bench.evaluate.training.distributed import replicated
+from ssl_bench.evaluate.training.loader import Views
+from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.pretrain import extrema
-from ssl_bench.pretrain.augment import AUGMENTATIONS
-from ssl_bench.pretrain.distributed import replicated
 from ssl_bench.pretrain.extrema import RECIPES, draw, make
-from ssl_bench.pretrain.method import Progress, Views
 
 TINY = "vit_32x2x2_patch8_32"  # 16 patches, of which 75 % leaves 4
 

@@ -37,7 +37,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_imports_point_one_way(folder):
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         for name in imported(path):
             parts = name.split(".")
             if parts[0] == "ssl_bench" and len(parts) > 1:
@@ -97,11 +97,11 @@ def test_a_wheel_from_the_tree_holds_the_four_folders_and_their_data(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in [
-        *(ROOT / "evaluate").glob("*.py"),
+        *(ROOT / "evaluate").rglob("*.py"),
         *(ROOT / "protocols").glob("*.py"),
         *(ROOT / "leaderboards").glob("*.py"),
     ]:
-        assert f"ssl_bench/{path.parent.name}/{path.name}" in names
+        assert f"ssl_bench/{path.relative_to(ROOT)}" in names
     assert "ssl_bench/evaluate/synsets/imagenet-100.txt" in names
     assert not any(name.startswith(tuple(f"{folder}/" for folder in FOLDERS)) for name in names)
 

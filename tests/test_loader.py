@@ -23,9 +23,9 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import HALF, named
 from ssl_bench.evaluate.datasets import open_dataset
 from ssl_bench.evaluate.splits import Split
-from ssl_bench.pretrain import loader
-from ssl_bench.pretrain.augment import View, augmentation_named, draw_views
-from ssl_bench.pretrain.loader import (
+from ssl_bench.evaluate.training import loader
+from ssl_bench.evaluate.training.augment import View, augmentation_named, draw_views
+from ssl_bench.evaluate.training.loader import (
     Plan,
     automatic_workers,
     batches,
@@ -35,17 +35,16 @@ from ssl_bench.pretrain.loader import (
     sample_generator,
     steps_per_epoch,
 )
+from ssl_bench.pretrain.method import Sampling
 
 
 def masks(patches: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     return rng.permutation(patches), rng.random((2, 3)).astype(np.float32), np.array(rng.random() < 0.5)
 
 
+SAMPLING = Sampling(augmentation_named("toy-mmc"), 16, 4, functools.partial(masks, 16))
 PLAN = Plan(
-    augmentation=augmentation_named("toy-mmc"),
-    image_px=16,
-    patch_px=4,
-    draw=functools.partial(masks, 16),
+    sample=SAMPLING,
     batch=4,
     accumulate=1,
     seed=5,
@@ -101,7 +100,7 @@ def test_a_batch_is_what_its_epoch_and_step_say(split):
         epoch, place = divmod(step, 2)  # 11 images make two batches of four
         for row, index in enumerate(epoch_order(11, seed=5, epoch=epoch)[4 * place : 4 * place + 4]):
             rng = sample_generator(5, epoch, int(index))
-            views = draw_views(split.image(int(index)), PLAN.augmentation, image_px=16, patch_px=4, rng=rng)
+            views = draw_views(split.image(int(index)), SAMPLING.augmentation, image_px=16, patch_px=4, rng=rng)
             for tensor, expected in zip(batch, (*views, *masks(16, rng)), strict=True):
                 assert tensor.dtype == expected.dtype
                 np.testing.assert_array_equal(tensor[row], expected)
@@ -233,7 +232,7 @@ def test_a_broken_image_is_replaced_by_the_next_and_counted_once(split, workers,
         for row, index in enumerate(epoch_order(11, seed=5, epoch=epoch).tolist()):
             rng = sample_generator(5, epoch, index)
             image = other.image(instead.get(index, index))
-            views = draw_views(image, PLAN.augmentation, image_px=16, patch_px=4, rng=rng)
+            views = draw_views(image, SAMPLING.augmentation, image_px=16, patch_px=4, rng=rng)
             for tensor, expected in zip(batch, (*views, *masks(16, rng)), strict=True):
                 np.testing.assert_array_equal(tensor[row], expected)
     first, last = capsys.readouterr().err.splitlines()
@@ -260,7 +259,7 @@ def test_if_nothing_can_be_read_the_run_stops(split):
 
 def test_a_users_error_in_the_draw_reaches_him_as_it_is(split):
     with pytest.raises(UserError, match=r"^no such mask$"):
-        listed(split, replace(PLAN, draw=refusing, workers=1), 0, 1)
+        listed(split, replace(PLAN, sample=replace(SAMPLING, draw=refusing), workers=1), 0, 1)
 
 
 def refusing(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -316,10 +315,12 @@ def test_a_program_that_ends_without_closing_does_not_hang(split, tmp_path):
     script.write_text(
         "import numpy as np\n"
         "from ssl_bench.evaluate.datasets import open_dataset\n"
-        "from ssl_bench.pretrain.augment import augmentation_named\n"
-        "from ssl_bench.pretrain.loader import Plan, batches\n"
+        "from ssl_bench.evaluate.training.augment import augmentation_named\n"
+        "from ssl_bench.evaluate.training.loader import Plan, batches\n"
+        "from ssl_bench.pretrain.method import Sampling\n"
         f"split = open_dataset({split.source.root!r}).train\n"
-        "plan = Plan(augmentation_named('mae'), 16, 4, lambda rng: (rng.random(2),), 4, 1, 0, 0, 1, workers=2)\n"
+        "sampling = Sampling(augmentation_named('mae'), 16, 4, lambda rng: (rng.random(2),))\n"
+        "plan = Plan(sampling, 4, 1, 0, 0, 1, workers=2)\n"
         "got = batches(split, plan, start_step=0, stop_step=10_000)\n"
         "print(next(got)[1][0].shape, flush=True)\n"
         "raise ValueError('boom')\n"
@@ -420,7 +421,7 @@ def test_prepared_images_are_normalized_as_the_network_expects(half):
 
 def test_a_method_without_draws_gets_none(split):
     view = View((0.2, 1.0), "bicubic")
-    plan = replace(PLAN, augmentation=(view,), draw=nothing, workers=1)
+    plan = replace(PLAN, sample=replace(SAMPLING, augmentation=(view,), draw=nothing), workers=1)
     (images, draws), *_ = batches(split, plan, start_step=0, stop_step=2)
     assert draws == ()
     assert [image.shape for image in images] == [(4, 3, 16, 16)]

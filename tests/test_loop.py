@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.checkpoints import open_checkpoint
+from ssl_bench.evaluate.training.loader import Views, batches, epoch_order, prepared
+from ssl_bench.evaluate.training.schedules import Progress
+from ssl_bench.evaluate.training.signals import StopFlag
 from ssl_bench.pretrain import loop
 from ssl_bench.pretrain.catalog import METHODS
-from ssl_bench.pretrain.loader import batches, epoch_order, prepared
-from ssl_bench.pretrain.method import Method, Progress, Saved, Training, Views
+from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.networks import student
 from ssl_bench.pretrain.optimization import clip_gradients, lr_at, make_optimizer, set_schedules, weight_decay_at
 from ssl_bench.pretrain.run_folder import RunFolder
-from ssl_bench.pretrain.signals import StopFlag
 from ssl_bench.pretrain.vitals import collapse_alarm, spread_and_rank
 
 
@@ -130,7 +131,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny_training as tiny
 from ssl_bench.pretrain import loop
-from ssl_bench.pretrain.distributed import together
+from ssl_bench.evaluate.training.distributed import together
 torch.set_num_threads(1)
 with together("cpu"):
     for method in {methods!r}:

@@ -14,9 +14,9 @@ from torch import nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.backbone import Backbone
+from ssl_bench.evaluate.training.distributed import replicated
+from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.pretrain import mae
-from ssl_bench.pretrain.distributed import replicated
-from ssl_bench.pretrain.method import Views
 from ssl_bench.pretrain.networks import sincos_positions
 
 TINY = dataclasses.replace(
@@ -266,7 +266,7 @@ def in_one_of_two(rank, folder):
 
 
 def train_a_little(callable_method, method, views):
-    from ssl_bench.pretrain.method import Progress
+    from ssl_bench.evaluate.training.schedules import Progress
 
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     losses = []

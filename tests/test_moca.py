@@ -16,9 +16,10 @@ from torch import nn
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import named
+from ssl_bench.evaluate.training.distributed import replicated
+from ssl_bench.evaluate.training.loader import Views
+from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.pretrain import moca
-from ssl_bench.pretrain.distributed import replicated
-from ssl_bench.pretrain.method import Progress, Views
 from ssl_bench.pretrain.moca import RECIPES, draw, make, rounds
 
 TINY = "vit_32x3x2_patch4_16"  # 4 x 4 patches

@@ -79,6 +79,7 @@ def make_record(**changes: object) -> Record:
         "peak_memory_bytes": 1_000_000,
         "features": [FeaturesUsed(key="k" * 8, split="val", reading="last 1, cls, norm", source="cache")],
         "warnings": ["k-NN is near chance"],
+        "details": {"curve": [1.5, 2.5], "chosen": {"lr": 0.1}},
     }
     if "limit" in changes:
         values["limited"] = changes["limit"] is not None
@@ -369,7 +370,7 @@ WRONG = {
     "score is true": (("scores", "top1", "value"), True, "scores.top1: value: expected a finite number"),
     "n is broken": (("scores", "top1", "n"), 10.5, "scores.top1: n: expected a whole number"),
     "n is zero": (("scores", "top1", "n"), 0, "scores.top1: n: expected at least 1"),
-    "stderr and std": (("scores", "top1", "std"), 1.0, "scores.top1: stderr, std: expected one of the two"),
+    "stderr and std": (("scores", "top1", "std"), 1.0, "scores.top1: stderr, std: expected one of them, found 2"),
     "std without ddof": (("scores", "speed", "std"), 1.0, "scores.speed: ddof"),
     "ddof without std": (("scores", "speed", "ddof"), 1, "scores.speed: ddof"),
     "ddof is true": (("scores", "top5", "ddof"), True, "ddof: expected one of 0, 1"),

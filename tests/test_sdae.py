@@ -13,8 +13,9 @@ from test_mae import check_two_processes, slow_decoder, slow_encoder, some_views
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.backbone import Backbone
+from ssl_bench.evaluate.training.loader import Views
+from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.pretrain import sdae
-from ssl_bench.pretrain.method import Progress, Views
 from ssl_bench.pretrain.networks import sincos_positions
 
 # 16 patches: 4 visible, 12 hidden in 3 folds of 4.

@@ -134,7 +134,7 @@ def test_seeds_are_averaged_with_ddof_1():
     assert frame[KNN].to_dict() == {"one-seed": 54, "moca-b": 53}
     cell = frame.attrs["cells"][KNN]["moca-b"]
     assert cell["std"] == pytest.approx(3.605551275)
-    assert {**cell, "std": None} == {"value": 53, "stderr": None, "std": None, "ddof": 1, "n": 3, "seeds": 3}
+    assert {**cell, "std": None} == {"value": 53, "stderr": None, "std": None, "ddof": 1, "interval95": None, "n": 3, "seeds": 3}
     one = frame.attrs["cells"][KNN]["one-seed"]
     assert one == {"value": 54, "stderr": 2.0, "std": None, "ddof": None, "n": 100, "seeds": 1}
     assert any("ddof=1" in note for note in frame.attrs["notes"])
@@ -143,9 +143,16 @@ def test_seeds_are_averaged_with_ddof_1():
 def test_a_run_with_several_spreads_keeps_its_own():
     record = make_record(scores={"top1": Score(value=50, n=3, std=0.8, ddof=0)})
     frame = leaderboard(results_of(record))
-    expected = {"value": 50, "stderr": None, "std": 0.8, "ddof": 0, "n": 3, "seeds": 1}
+    expected = {"value": 50, "stderr": None, "std": 0.8, "ddof": 0, "interval95": None, "n": 3, "seeds": 1}
     assert frame.attrs["cells"][KNN]["moca-b"] == expected
     assert "50.0 ± 0.8 (n=3, ddof=0)" in render(frame, "md")
+
+
+def test_a_mean_over_episodes_keeps_its_interval():
+    frame = leaderboard(results_of(make_record(scores={"top1": Score(value=50, n=600, interval95=0.7)})))
+    assert "50.0 ± 0.7 (95 %)" in render(frame, "md")
+    assert any("95 % confidence interval" in note for note in frame.attrs["notes"])
+    assert "0.7" in render(frame, "csv").splitlines()[1]
 
 
 def test_selection_on_test_is_said():

@@ -19,9 +19,9 @@ from ssl_bench.evaluate.backbone import build, canonical_state
 from ssl_bench.evaluate.checkpoints import Checkpoint, open_checkpoint
 from ssl_bench.evaluate.recipes import with_settings
 from ssl_bench.evaluate.saving import save_checkpoint
+from ssl_bench.evaluate.training.distributed import replicated
+from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.pretrain import networks, tec
-from ssl_bench.pretrain.distributed import replicated
-from ssl_bench.pretrain.method import Views
 from ssl_bench.pretrain.tec import RECIPES
 
 STUDENT, BASE = "vit_32x4x2_patch8_32", "vit_32x3x4_patch8_32"  # 16 patches; another depth, another number of heads

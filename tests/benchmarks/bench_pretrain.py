@@ -21,10 +21,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench.evaluate.checkpoints import open_checkpoint
+from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.pretrain.catalog import METHODS
 from ssl_bench.pretrain.loop import Run, Settings
 from ssl_bench.pretrain.measure import NOWHERE, prepare, step
-from ssl_bench.pretrain.method import Views
 
 WHOLE = (Block, LayerScaleBlockClassAttn, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 SMALL = "vit_small_patch16_224"

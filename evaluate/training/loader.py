@@ -1,4 +1,4 @@
-"""The batches of a pre-training run, drawn by worker processes while the network computes.
+"""The batches of a training run, drawn by worker processes while the network computes.
 
 Nothing here has a state. Step s of epoch e sees the images `epoch_order(n, seed, e)[s * batch : (s + 1) * batch]`, and
 a sample's views and masks come from a generator seeded by (seed, epoch, index). So the data of a step depend neither on
@@ -33,22 +33,28 @@ from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.loading import refused
 from ssl_bench.evaluate.splits import Split, shown
-from ssl_bench.pretrain.augment import Pixels, View, draw_views
-from ssl_bench.pretrain.method import Draws, Views
+from ssl_bench.evaluate.training.augment import Pixels
 from ssl_bench.progress import say
 
 Key = tuple[int, int]  # epoch, index in the split
+Draws = tuple[npt.NDArray[Any], ...]  # whatever is random about a sample beside its views
+Sampler = Callable[[Image.Image, int, np.random.Generator], tuple[tuple[Pixels, ...], Draws]]
 Batch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # views uint8 (B, 3, S, S), draws (B, ...)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a step sees of its images, on the device."""
+
+    images: tuple[Tensor, ...]  # one (B, 3, S, S) a view of the augmentation, normalized
+    draws: tuple[Tensor, ...]  # what else was drawn, stacked: (B, ...)
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to draw of every image, and who computes which part of a batch."""
 
-    augmentation: tuple[View, ...]
-    image_px: int
-    patch_px: int
-    draw: Callable[[np.random.Generator], Draws]
+    sample: Sampler  # of an image and its index in the split; called in a worker
     batch: int  # over all processes and parts
     accumulate: int
     seed: int
@@ -145,22 +151,20 @@ class Samples(torch.utils.data.Dataset[Any]):
         broken: dict[int, str] = {}
         rng = sample_generator(self.plan.seed, epoch, index)
         try:
-            image = self._readable(index, broken)
-            views = draw_views(
-                image, self.plan.augmentation, image_px=self.plan.image_px, patch_px=self.plan.patch_px, rng=rng
-            )
-            return _Sample(views, self.plan.draw(rng), broken)
+            taken, image = self._readable(index, broken)
+            views, draws = self.plan.sample(image, taken, rng)
+            return _Sample(views, draws, broken)
         except UserError as error:
             return str(error)
 
-    def _readable(self, index: int, broken: dict[int, str]) -> Image.Image:
-        """The image; or, with `skip_broken`, the next one in the split that can be read. Notes the others in `broken`.
+    def _readable(self, index: int, broken: dict[int, str]) -> tuple[int, Image.Image]:
+        """The image and its index; with `skip_broken`, those of the next one that can be read. Notes what is broken.
 
         The next one: a replacement that depends on the data alone, the same in every epoch and process.
         """
         for place in range(index, index + min(_MOST_BROKEN, len(self.split))):
             try:
-                return self._image(place % len(self.split))
+                return place % len(self.split), self._image(place % len(self.split))
             except BrokenImage as error:
                 if not self.plan.skip_broken:
                     raise refused(str(error)) from error

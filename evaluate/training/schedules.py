@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `step` steps are done."""
+
+    step: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with their fraction."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def share(self) -> float:
+        """Of the whole run, in [0, 1]."""
+        return self.epoch / self.epochs
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last step closed an epoch."""
+        return self.step % self.steps_per_epoch == 0
 
 
 def cosine(start: float, end: float, share: float) -> float:
