@@ -134,7 +134,15 @@ def test_seeds_are_averaged_with_ddof_1():
     assert frame[KNN].to_dict() == {"one-seed": 54, "moca-b": 53}
     cell = frame.attrs["cells"][KNN]["moca-b"]
     assert cell["std"] == pytest.approx(3.605551275)
-    assert {**cell, "std": None} == {"value": 53, "stderr": None, "std": None, "ddof": 1, "interval95": None, "n": 3, "seeds": 3}
+    assert {**cell, "std": None} == {
+        "value": 53,
+        "stderr": None,
+        "std": None,
+        "ddof": 1,
+        "interval95": None,
+        "n": 3,
+        "seeds": 3,
+    }
     one = frame.attrs["cells"][KNN]["one-seed"]
     assert one == {"value": 54, "stderr": 2.0, "std": None, "ddof": None, "n": 100, "seeds": 1}
     assert any("ddof=1" in note for note in frame.attrs["notes"])
