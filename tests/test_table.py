@@ -144,7 +144,7 @@ def test_seeds_are_averaged_with_ddof_1():
         "seeds": 3,
     }
     one = frame.attrs["cells"][KNN]["one-seed"]
-    assert one == {"value": 54, "stderr": 2.0, "std": None, "ddof": None, "n": 100, "seeds": 1}
+    assert one == {"value": 54, "stderr": 2.0, "std": None, "ddof": None, "interval95": None, "n": 100, "seeds": 1}
     assert any("ddof=1" in note for note in frame.attrs["notes"])
 
 
