@@ -58,10 +58,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
 from ssl_bench.evaluate.backbone import Backbone, build
 from ssl_bench.evaluate.training.augment import augmentation_named
+from ssl_bench.evaluate.training.blockwise import KEPT, Corruption, check_blocks, draw_corruption
 from ssl_bench.evaluate.training.distributed import mean_of_all
 from ssl_bench.evaluate.training.loader import Draws, Views
 from ssl_bench.evaluate.training.schedules import Progress, cosine
-from ssl_bench.pretrain.blockwise import KEPT, Corruption, check_blocks, draw_corruption
 from ssl_bench.pretrain.contrast import info_nce, patch_info_nce
 from ssl_bench.pretrain.method import Method, Saved, Training
 from ssl_bench.pretrain.mmc_heads import contrast_head, pixel_convolution, pixel_mlp

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssl_bench.errors import UserError
-from ssl_bench.pretrain.blockwise import (
+from ssl_bench.evaluate.training.blockwise import (
     ALIEN,
     KEPT,
     NOISE,

@@ -14,10 +14,10 @@ from timm.layers import DropPath
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.recipes import with_settings
+from ssl_bench.evaluate.training.blockwise import ALIEN, NOISE
 from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.pretrain import mmc
-from ssl_bench.pretrain.blockwise import ALIEN, NOISE
 from ssl_bench.pretrain.mmc_heads import GlobalBatchNorm, ToImage, pixel_mlp
 from ssl_bench.pretrain.networks import patchify
 
