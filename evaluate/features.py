@@ -345,8 +345,13 @@ class Forward:
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> list[FloatArray]:
         """The readings, in their order."""
-        device, dtype = torch.device(self.effort.device), DTYPES[self.effort.dtype]
-        images = pixels.to(device, non_blocking=True).float().div_(255).sub_(self.mean).div_(self.std)
+        images = pixels.to(self.mean.device, non_blocking=True).float().div_(255).sub_(self.mean).div_(self.std)
+        return [vector.cpu().numpy() for vector in self.vectors(images)]
+
+    @torch.no_grad()
+    def vectors(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The readings of normalized images on the device, float32 (B, D) each."""
+        device, dtype = images.device, DTYPES[self.effort.dtype]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             raw = self.backbone(images, layers=self.layers, norm=False).tokens
             normed = {
@@ -356,7 +361,7 @@ class Forward:
         results = []
         for where, reading in zip(self.where, self.readings, strict=True):
             vector = getattr((normed if reading.norm else raw)[where], reading.token)
-            results.append(vector.float().cpu().numpy())
+            results.append(vector.float())
         return results
 
 

@@ -33,6 +33,7 @@ from ssl_bench.evaluate.training import distributed
 from ssl_bench.evaluate.training.augment import augmentation_named
 from ssl_bench.evaluate.training.loader import Batch, Plan, Views, batches, prepared, steps_per_epoch
 from ssl_bench.evaluate.training.schedules import Progress
+from ssl_bench.evaluate.training.seeds import mixed
 from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
 from ssl_bench.pretrain.log import Log
 from ssl_bench.pretrain.method import MethodModule, Sampling, Training
@@ -207,7 +208,7 @@ class Run:
     def advance(self, parts: Iterable[Views], stop: StopFlag) -> bool:
         """One step on the parts of a batch. Returns whether a signal asked to stop."""
         # The method's own randomness (stochastic depth) depends on the step alone, not on what ran before.
-        torch.manual_seed(_mixed(self.settings.seed, self.step, distributed.rank()))
+        torch.manual_seed(mixed(self.settings.seed, self.step, distributed.rank()))
         lr, weight_decay = set_schedules(self.optimizer, self.recipe, self.now)
         after = dataclasses.replace(self.now, step=self.step + 1)
         logging = after.step % self.settings.log_steps == 0 or after.step == self.total_steps
@@ -350,14 +351,6 @@ def _check(settings: Settings) -> None:
             raise UserError(
                 "--tensorboard: the package tensorboard is not installed (pip install tensorboard)."
             ) from None
-
-
-def _mixed(*numbers: int) -> int:
-    """A seed of 63 bits that depends on all of them."""
-    import numpy as np
-
-    low, high = np.random.SeedSequence(numbers).generate_state(2)
-    return int(low) | (int(high) >> 1) << 32
 
 
 def _farewell(now: Progress) -> int:

@@ -127,7 +127,7 @@ def test_dataframe_has_one_row_a_metric_with_its_origin(tmp_path):
             "dtype",
             "device",
         ),
-        *("code_version", "started", "path"),
+        *("device", "code_version", "started", "path"),
     ]
     assert list(frame["model"]) == ["moca-b"] * 2 + ["z"] * 3
     top1, top5 = frame.iloc[0], frame.iloc[1]

@@ -27,6 +27,13 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def device() -> torch.device:
+    """Where tensors must lie to be exchanged between processes: nccl knows the GPU only."""
+    if world_size() > 1 and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def mean_of_all(x: Tensor) -> Tensor:
     """The mean over processes, in place; no gradient."""
     if world_size() > 1:

@@ -1,0 +1,234 @@
+"""Training on labels, the same for every protocol that trains: linear probes, fine-tuning, adapters.
+
+A protocol gives a `Learner`, which takes a step on a batch and predicts the val images, and the batches. This loop does
+the rest: progress, scores of val on the way, stopping and going on. All that a step depends on is a function of
+(seed, step) or in the state file, so a training that was interrupted and goes on is the uninterrupted one, bit for bit
+on a CPU. It goes on when the same command is given again; nobody has to say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ssl_bench.evaluate.saving import save
+from ssl_bench.evaluate.subject import IntArray, Subject
+from ssl_bench.evaluate.training import distributed
+from ssl_bench.evaluate.training.augment import Pixels, View, draw_views
+from ssl_bench.evaluate.training.loader import Draws, Plan, Sampler, Views, batches, prepared, steps_per_epoch
+from ssl_bench.evaluate.training.schedules import Progress
+from ssl_bench.evaluate.training.seeds import mixed
+from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
+from ssl_bench.files import cache_folder
+from ssl_bench.progress import bar, say
+
+SAVE_SECONDS = 600.0
+
+# The batches from one step to before another; a batch is the normalized images on the device, and as first draw the
+# labels (B,).
+Batches = Callable[[int, int], Generator[Views, None, None]]
+
+
+class Learner(Protocol):
+    """What is trained. One learner may train several variants at once (heads of a sweep)."""
+
+    def step(self, views: Views, now: Progress) -> None:
+        """One step of the optimizer; under torchrun on this process's share of the batch."""
+
+    def predict(self) -> IntArray:
+        """The predicted class of every val image by every variant, the same in every process. (variants, n)"""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Back to that point."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How much to train, and what makes it this training and no other."""
+
+    title: str  # for the progress bar
+    identity: Mapping[str, Any]  # plain values; a state file belongs to one identity
+    images: int
+    batch: int  # over all processes
+    epochs: int
+    seed: int
+    evaluate_epochs: int | None = None  # score val after every so many epochs; None: at the end only
+
+
+@dataclass
+class History:
+    """The val accuracies on the way, in percent, and the predictions that matter."""
+
+    epochs: list[int] = field(default_factory=list)
+    accuracies: list[list[float]] = field(default_factory=list)  # at each of those, by variant
+    best: IntArray | None = None  # predictions of the best variant at its best epoch; the earlier of equal ones
+    last: IntArray | None = None  # predictions of the best variant at the last epoch
+
+    def add(self, epoch: int, predictions: IntArray, labels: IntArray) -> None:
+        """What was predicted after an epoch."""
+        accuracies = 100 * (predictions == labels).mean(axis=1)
+        if self.best is None or accuracies.max() > np.max(self.accuracies):
+            self.best = predictions[accuracies.argmax()]
+        self.last = predictions[accuracies.argmax()]
+        self.epochs.append(epoch)
+        self.accuracies.append(accuracies.tolist())
+
+
+def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> History:
+    """Train to the end, or go on from where the same training stopped. `labels` are those of the val images."""
+    per_epoch = steps_per_epoch(course.images, course.batch)
+    total = per_epoch * course.epochs
+    state = _StateFile(course)
+    history, first = state.restore(learner)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+        advance: Callable[[int], None] = lambda count: None  # noqa: E731
+        if distributed.rank() == 0:
+            advance = stack.enter_context(bar(course.title, total))
+        advance(first)
+        steps = data(first, total)
+        stack.callback(steps.close)
+        for step in range(first, total):
+            # The learner's own randomness (drop path) depends on the step alone, not on what ran before.
+            torch.manual_seed(mixed(course.seed, step, distributed.rank()))
+            learner.step(next(steps), Progress(step, per_epoch, course.epochs))
+            now = Progress(step + 1, per_epoch, course.epochs)
+            if _is_time_to_evaluate(course, now):
+                history.add(round(now.epoch), learner.predict(), labels)
+            advance(1)
+            stopped, saving = _agreed(stop, state)
+            if stopped or (saving and step + 1 < total):
+                state.save(learner, history, step + 1)
+            if stopped:
+                raise SystemExit(_farewell(now))
+    state.remove()
+    return history
+
+
+def _is_time_to_evaluate(course: Course, now: Progress) -> bool:
+    every = course.evaluate_epochs
+    return now.epoch_ended and (now.share == 1 or (every is not None and round(now.epoch) % every == 0))
+
+
+def _agreed(stop: StopFlag, state: _StateFile) -> tuple[bool, bool]:
+    """Whether any process was told to stop, and whether it is time to save for any."""
+    flags = torch.tensor([float(stop.signal is not None), float(state.is_old)])
+    if distributed.world_size() > 1:
+        flags = distributed.mean_of_all(flags.to(distributed.device()))
+    return bool(flags[0] > 0), bool(flags[1] > 0)
+
+
+def _farewell(now: Progress) -> int:
+    if distributed.rank() == 0:
+        say(f"stopped in epoch {now.epoch:.2f} of {now.epochs} and saved; the same command goes on from there")
+    return 128 + signal.SIGTERM
+
+
+class _StateFile:
+    """Where an interrupted training is kept: under the cache, by what identifies it."""
+
+    def __init__(self, course: Course) -> None:
+        content = json.dumps(dataclasses.asdict(course), sort_keys=True, default=str)
+        self.key = hashlib.sha256(content.encode()).hexdigest()[:32]
+        self.saved_at = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """One file a training."""
+        return cache_folder() / "training" / f"{self.key}.pt"
+
+    @property
+    def is_old(self) -> bool:
+        """Whether too much would be lost by now."""
+        return time.monotonic() - self.saved_at > SAVE_SECONDS
+
+    def restore(self, learner: Learner) -> tuple[History, int]:
+        """What was reached, and the step to go on with. A file that cannot be read counts as none."""
+        try:
+            content: Any = torch.load(self.path, map_location="cpu", weights_only=True)
+            kept, step, learned = content["history"], int(content["step"]), content["learner"]
+            history = History(kept["epochs"], kept["accuracies"], *(_array(kept[name]) for name in ("best", "last")))
+        except FileNotFoundError:
+            return History(), 0
+        except Exception as error:  # noqa: BLE001  (torch raises whatever the damage makes it trip over)
+            say(f"{self.path} cannot be read ({type(error).__name__}); training begins anew")
+            return History(), 0
+        learner.load_state_dict(learned)
+        if distributed.rank() == 0:
+            say(f"going on with a training that was interrupted after step {step}")
+        return history, step
+
+    def save(self, learner: Learner, history: History, step: int) -> None:
+        """By the first process."""
+        kept = {
+            "epochs": history.epochs,
+            "accuracies": history.accuracies,
+            "best": None if history.best is None else torch.from_numpy(history.best),
+            "last": None if history.last is None else torch.from_numpy(history.last),
+        }
+        content = {"learner": learner.state_dict(), "history": kept, "step": step}
+        distributed.on_first(lambda: save(content, self.path))
+        self.saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        """The training is over."""
+        if distributed.rank() == 0:
+            self.path.unlink(missing_ok=True)
+
+
+def _array(tensor: torch.Tensor | None) -> IntArray | None:
+    return None if tensor is None else tensor.numpy()
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """One random view of an image, and its label."""
+
+    view: View
+    image_px: int
+    patch_px: int
+    labels: IntArray
+
+    def __call__(self, image: Image.Image, index: int, rng: np.random.Generator) -> tuple[tuple[Pixels, ...], Draws]:
+        """Called in a worker."""
+        views = draw_views(image, (self.view,), image_px=self.image_px, patch_px=self.patch_px, rng=rng)
+        return views, (self.labels[index : index + 1].reshape(()),)
+
+
+def image_batches(subject: Subject, sample: Sampler, batch: int) -> Batches:
+    """Batches of the training images, each drawn by `sample`, normalized for the network."""
+    split, effort = subject.split("train"), subject.effort
+    plan = Plan(
+        sample=sample,
+        batch=batch,
+        accumulate=1,
+        seed=subject.seed,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        workers=effort.workers,
+        skip_broken=effort.skip_broken,
+    )
+
+    def draw(start: int, stop: int) -> Generator[Views, None, None]:
+        data = batches(split, plan, start_step=start, stop_step=stop)
+        device = torch.device(effort.device)
+        with contextlib.closing(data):
+            for images, draws in data:
+                yield prepared(images, draws, device=device, architecture=subject.checkpoint.architecture)
+
+    return draw
