@@ -18,7 +18,7 @@ def mixed(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """The global generators of Python, NumPy and torch seeded, and put back after: timm's augmentations draw on them."""
+    """Python's, NumPy's and torch's global generators seeded, and put back after: timm's augmentations use them."""
     seed = mixed(*numbers)
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
