@@ -16,6 +16,7 @@ from ssl_bench.evaluate.checkpoints import Checkpoint
 from ssl_bench.evaluate.features import Features, extract
 from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.readings import Interpolation, Reading, View
+from ssl_bench.evaluate.splits import shown
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone, Pixels
@@ -89,11 +90,23 @@ class Subject:
         return self.dataset.splits[name]
 
     def require_shared_classes(self) -> None:
-        """For protocols that classify val images by the classes of train: both splits, and the same classes."""
-        if self.split("train").classes != self.split("val").classes:
+        """For protocols that classify val images by the classes of train: several classes, the same in both splits."""
+        train, val = self.split("train"), self.split("val")
+        if train.classes != val.classes:
             raise UserError(
                 f"dataset {self.dataset.name} has other classes in val than in train (it is made for few-shot "
                 "episodes), so val images cannot be classified by training images. Choose one whose splits share them."
+            )
+        seen = np.unique(train.labels)
+        if len(seen) < 2:
+            raise UserError(
+                f"the training images of {self.dataset.name} are all of one class, and one class cannot be told from "
+                "others. Expected at least two (--limit and lists leave some out)."
+            )
+        if unseen := [val.classes[label] for label in np.setdiff1d(val.labels, seen)]:
+            raise UserError(
+                f"{len(unseen):,} classes of val have no training image in {self.dataset.name}: {shown(unseen)}. "
+                "Complete the training images or their list, or keep the common classes with --class-list."
             )
 
     def view(self, resize_px: int, crop_px: int, interpolation: Interpolation) -> View:

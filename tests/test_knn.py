@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate.vectors import Vectors
 from ssl_bench.protocols import knn
-from ssl_bench.protocols.knn import RECIPES, Vectors, bank_rows, nearest, vote
+from ssl_bench.protocols.knn import RECIPES, bank_rows, nearest, vote
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["bf16 first", "fp32 first"])

@@ -9,7 +9,8 @@ import numpy as np
 from measure import alternate, report
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl_bench.protocols.knn import Vectors, nearest, vote
+from ssl_bench.evaluate.vectors import Vectors
+from ssl_bench.protocols.knn import nearest, vote
 
 BANK, QUERIES, DIM, CLASSES, K = 50_000, 10_000, 384, 100, 20
 
