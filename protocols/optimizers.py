@@ -37,7 +37,7 @@ class StackedSgd(torch.optim.Optimizer):
             group["scale"] = scale
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # none of ours needs a closure
         """One step on the gradients."""
         assert closure is None
         for group in self.param_groups:

@@ -172,6 +172,7 @@ def _monitor(dataset: Dataset, options: Options, device: str) -> Monitor:
     from ssl_bench.evaluate.features import Forward
     from ssl_bench.evaluate.loading import Effort
     from ssl_bench.evaluate.readings import Reading, View
+    from ssl_bench.evaluate.vectors import Vectors
     from ssl_bench.protocols import knn
 
     train_split, val_split = dataset.train, dataset.val
@@ -193,7 +194,7 @@ def _monitor(dataset: Dataset, options: Options, device: str) -> Monitor:
         queries, truth = _embedded(forward, val_split)
         scores = {}
         for reading, left, right in zip(readings, queries, bank, strict=True):
-            similarity, index = knn.nearest(knn.Vectors([left]), knn.Vectors([right]), neighbors, device=device)
+            similarity, index = knn.nearest(Vectors([left]), Vectors([right]), neighbors, device=device)
             votes = knn.vote(similarity, labels[index], recipe.temperature[0], len(train_split.classes))
             scores[f"knn_{reading.token}"] = 100 * float((votes == truth).mean())
         return scores
