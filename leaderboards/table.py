@@ -248,14 +248,16 @@ def _text(value: Any, cell: Cell) -> str:
     if not isinstance(value, float):
         return str(value)
     stderr, std, interval95 = (cell.get(name) for name in ("stderr", "std", "interval95"))
+    # Percent, with one decimal as papers give it; a variance of .19 would be gone by that.
+    digits = ".1f" if abs(value) >= 1 or value == 0 else ".3g"
     if stderr is not None:
-        return f"{value:.1f} ± {stderr:.1f}"
+        return f"{value:{digits}} ± {stderr:{digits}}"
     if interval95 is not None:
-        return f"{value:.1f} ± {interval95:.1f} (95 %)"
+        return f"{value:{digits}} ± {interval95:{digits}} (95 %)"
     if std is None:
-        return f"{value:.1f}"
+        return f"{value:{digits}}"
     over = f"{cell['seeds']} seeds" if cell["seeds"] != 1 else f"n={cell['n']}, ddof={cell['ddof']}"
-    return f"{value:.1f} ± {std:.1f} ({over})"
+    return f"{value:{digits}} ± {std:{digits}} ({over})"
 
 
 def _csv(frame: pandas.DataFrame) -> str:

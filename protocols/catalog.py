@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ssl_bench.errors import unknown
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.protocols import knn, linear
+from ssl_bench.protocols import fewshot, knn, linear, stability
 
 
 class ProtocolModule(Protocol):
@@ -35,6 +35,8 @@ class ProtocolModule(Protocol):
 PROTOCOLS: dict[str, ProtocolModule] = {
     "knn": knn,
     "linear": linear,
+    "fewshot": fewshot,
+    "stability": stability,
 }
 
 

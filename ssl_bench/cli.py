@@ -78,7 +78,14 @@ def _main(
 
 @app.command()
 def run(
-    ckpt: Annotated[str, typer.Option("--ckpt", help="A file, a folder, timm:NAME, hf:REPO, random:ARCH or pixels:")],
+    ckpt: Annotated[
+        str,
+        typer.Option(
+            "--ckpt",
+            help="A file, a folder, timm:NAME, hf:REPO, random:ARCH or pixels:; for --protocol efficiency also a "
+            "pre-training recipe: recipe:moca/paper, recipe:moca/ablation,decoder_depth=4",
+        ),
+    ],
     protocol: Annotated[
         str,
         typer.Option(

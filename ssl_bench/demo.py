@@ -20,7 +20,7 @@ _NEXT = """
 [bold]What to try next[/bold]
   ssl-bench inspect x.pth                                   what is this file?
   ssl-bench run --ckpt x.pth --protocol knn --dataset /data/imagenet
-  ssl-bench run --ckpt x.pth --protocol knn/dino,knn/mmc --dataset digits
+  ssl-bench run --ckpt x.pth --protocol knn/dino,knn/mmc-patch --dataset digits
   ssl-bench pretrain extrema --data toy --out runs/extrema  a minute or two
   ssl-bench pretrain moca --data /data/imagenet --out runs/moca
   ssl-bench ls recipes                                      settings and sources

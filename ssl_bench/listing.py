@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 def protocols() -> list[Row]:
     """A row a protocol: the first line of its file, its version, its recipes."""
-    from ssl_bench.protocols.catalog import PROTOCOLS
+    from ssl_bench import efficiency
 
     return [
         {
@@ -25,7 +25,7 @@ def protocols() -> list[Row]:
             "what": (module.__doc__ or "").strip().splitlines()[0],
             "recipes": ", ".join(module.RECIPES),
         }
-        for name, module in PROTOCOLS.items()
+        for name, module in efficiency.protocols().items()
     ]
 
 
@@ -45,8 +45,8 @@ def methods() -> list[Row]:
 
 def recipes() -> list[Row]:
     """A row a recipe, with its source and the published result."""
+    from ssl_bench import efficiency
     from ssl_bench.pretrain.catalog import METHODS
-    from ssl_bench.protocols.catalog import PROTOCOLS
 
     scoring = [
         {
@@ -55,7 +55,7 @@ def recipes() -> list[Row]:
             "source": recipe.source,
             "published": recipe.published,
         }
-        for name, module in PROTOCOLS.items()
+        for name, module in efficiency.protocols().items()
         for recipe_name, recipe in module.RECIPES.items()
     ]
     training = [

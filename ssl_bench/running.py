@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ssl_bench
+from ssl_bench import efficiency
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate.hardware import peak_memory_bytes
 from ssl_bench.files import require_writable, results_folder
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Overwrite = Literal["only-missing", "always", "never"]
 _OVERWRITE = ("only-missing", "always", "never")
+_NOT_LOADED = ("random", "pixels", "recipe")  # formats without weights of a file, of which so many percent matched
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,8 @@ def _check(names: Sequence[str], options: Options) -> None:
 def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str, str, Any, dict[str, Any]]:
     """The protocol, its recipe with the settings applied, and which fields they really change."""
     from ssl_bench.evaluate.recipes import with_settings
-    from ssl_bench.protocols.catalog import choose
 
-    protocol, recipe_name, original = choose(name, built_in=built_in)
+    protocol, recipe_name, original = efficiency.choose(name, built_in=built_in)
     recipe = with_settings(original, options.settings)
     before, after = dataclasses.asdict(original), dataclasses.asdict(recipe)
     return protocol, recipe_name, recipe, {key: after[key] for key in after if after[key] != before[key]}
@@ -151,8 +152,9 @@ class _Opening:
 
         if protocol not in self.checkpoints:
             options = self.options
-            opened = open_checkpoint(
-                self.ckpt, key=options.checkpoint_key, protocol=protocol, arch=options.arch, seed=options.seed
+            opener = efficiency.open_recipe if str(self.ckpt).startswith(efficiency.PREFIX) else open_checkpoint
+            opened = opener(
+                str(self.ckpt), key=options.checkpoint_key, protocol=protocol, arch=options.arch, seed=options.seed
             )
             self.checkpoints[protocol] = dataclasses.replace(opened, name=options.name) if options.name else opened
         return self.checkpoints[protocol]
@@ -162,7 +164,8 @@ class _Opening:
         from ssl_bench.evaluate.datasets import KINDS
 
         if kind not in self.datasets:
-            full = KINDS[kind](self.options.dataset)
+            noise = kind == efficiency.DATA
+            full = efficiency.noise(self.effort.device) if noise else KINDS[kind](self.options.dataset)
             self.datasets[kind] = full, _reduced(full, self.options)
         return self.datasets[kind]
 
@@ -176,14 +179,12 @@ class _Opening:
 
 
 def _task(name: str, opening: _Opening) -> _Task:
-    from ssl_bench.protocols.catalog import PROTOCOLS
-
-    options = opening.options
-    kind = PROTOCOLS[_choose(name, options)[0]].DATA
+    options, protocols = opening.options, efficiency.protocols()
+    kind = protocols[_choose(name, options)[0]].DATA
     full, dataset = opening.dataset(kind)
     protocol, recipe_name, recipe, overrides = _choose(name, options, built_in=dataset.built_in)
     subject = opening.subject(protocol, kind)
-    opened, module = subject.checkpoint, PROTOCOLS[protocol]
+    opened, module = subject.checkpoint, protocols[protocol]
     _check_readings(module, recipe, subject, protocol)
     module.check(subject, recipe)
     identity = Run(
@@ -260,8 +261,9 @@ def _score(task: _Task, options: Options, seconds: dict[str, float]) -> Record:
 def _record(task: _Task, scores: Scores, options: Options, *, started: datetime, seconds: dict[str, float]) -> Record:
     subject, checkpoint = task.subject, task.subject.checkpoint
     original = {split.name: len(split) for split in task.full.splits.values()}
-    skipped = {split: len(subject.broken(split)) for split in original}
+    skipped = {split: len(subject.broken(split)) for split in original} | dict(scores.skipped)
     evaluated = {split.name: len(split) - skipped[split.name] for split in subject.dataset.splits.values()}
+    evaluated |= scores.evaluated
     return Record(
         schema_version=records.SCHEMA_VERSION,
         status="done",
@@ -271,7 +273,7 @@ def _record(task: _Task, scores: Scores, options: Options, *, started: datetime,
         checkpoint=records.OpenedCheckpoint(
             spec=checkpoint.spec,
             format=checkpoint.format,
-            matched_percent=None if checkpoint.format in ("random", "pixels") else checkpoint.match.matched_percent,
+            matched_percent=None if checkpoint.format in _NOT_LOADED else checkpoint.match.matched_percent,
             notes=list(checkpoint.notes),
         ),
         checkpoint_key=checkpoint.key,

@@ -27,9 +27,10 @@ def records(found: Sequence[Record]) -> None:
         show(f"[bold]{escape(title)}[/bold]")
         table = Table("metric", "value", "n")
         for metric, score in record.scores.items():
-            value = f"{score.value:.2f}"
+            digits = ".2f" if abs(score.value) >= 1 or score.value == 0 else ".3g"
+            value = f"{score.value:{digits}}"
             for spread, kind in ((score.stderr, ""), (score.std, " (std)"), (score.interval95, " (95 %)")):
-                value += "" if spread is None else f" ± {spread:.2f}{kind}"
+                value += "" if spread is None else f" ± {spread:{digits}}{kind}"
             table.add_row(escape(metric), value, str(score.n), style="bold" if metric == record.main_metric else "dim")
         show(table)
         for line in _remarks(record):
@@ -42,7 +43,7 @@ def _remarks(record: Record) -> list[str]:
     if published := record.resolved_recipe.get("published"):
         remarks.append(f"[dim]published: {escape(str(published))}[/dim]")
     if record.selected_on != "none":
-        remarks.append(f"[yellow]the reported value was selected on the {record.selected_on} set[/yellow]")
+        remarks.append(f"[yellow]something in this recipe was selected on the {record.selected_on} set[/yellow]")
     if any(record.skipped_broken.values()):
         remarks.append(f"[yellow]broken images left out: {escape(_text(record.skipped_broken))}[/yellow]")
     return remarks + [f"[yellow]{escape(warning)}[/yellow]" for warning in record.warnings]

@@ -196,7 +196,9 @@ PUBLISHED = {
         100,
         "test",
     ),
-    "mmc": ({10, 20, 50, 100}, 10, {0.07}, "patch_mean", 100, "none"),
+    "mmc-patch": ({10, 20, 50, 100}, 10, {0.07}, "patch_mean", 100, "none"),
+    "mmc-cls": ({10, 20, 50, 100}, 10, {0.07}, "cls", 100, "none"),
+    "mmc-hybrid": ({10, 20, 50, 100}, 10, {0.07}, "cls+patch_mean", 100, "none"),
     "extrema": ({200}, 200, {0.07}, "cls", 10, "none"),
 }
 

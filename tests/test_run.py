@@ -76,14 +76,14 @@ def test_several_protocols_share_one_extraction_and_records_are_kept(tiny, image
     load = features.load
     monkeypatch.setattr(features, "load", lambda split, *rest: (passes.append(split.name), load(split, *rest))[1])
     options = {"dataset": str(image_folder()), "settings": {"resize_px": "16", "crop_px": "16", "neighbors": "3"}}
-    records = ssl_bench.run(tiny, ["knn/dino", "knn/moca-paper", "knn/mmc"], **options)
+    records = ssl_bench.run(tiny, ["knn/dino", "knn/moca-paper", "knn/mmc-patch"], **options)
     assert passes == ["train", "val"]
-    assert [record.recipe for record in records] == ["dino", "moca-paper", "mmc"]
+    assert [record.recipe for record in records] == ["dino", "moca-paper", "mmc-patch"]
     assert {used.key for record in records for used in record.features} == {used.key for used in records[2].features}
-    assert ssl_bench.run(tiny, "knn/mmc", **options) == [records[2]]
+    assert ssl_bench.run(tiny, "knn/mmc-patch", **options) == [records[2]]
     assert passes == ["train", "val"]
     frame = ssl_bench.load_results().to_dataframe()
-    assert set(frame[frame.is_main].recipe) == {"dino", "moca-paper", "mmc"}
+    assert set(frame[frame.is_main].recipe) == {"dino", "moca-paper", "mmc-patch"}
 
 
 def test_accuracy_and_samples_agree_with_a_count_by_hand(tiny, image_folder):
@@ -159,7 +159,7 @@ def test_what_can_be_known_to_fail_fails_before_an_image_is_read(tiny, image_fol
 
 def test_a_record_lists_only_what_its_protocol_read(tiny, image_folder):
     options = {"dataset": str(image_folder()), "settings": {"resize_px": 16, "crop_px": 16, "neighbors": (3,)}}
-    ibot, mmc = ssl_bench.run(tiny, "knn/ibot,knn/mmc", **options)
+    ibot, mmc = ssl_bench.run(tiny, "knn/ibot,knn/mmc-hybrid", **options)
     assert {used.reading.split()[0] for used in ibot.features} == {"cls"}
     assert {used.reading.split()[0] for used in mmc.features} == {"cls", "patch_mean"}
     assert ibot.seconds["extract_shared"] == mmc.seconds["extract_shared"] > 0
