@@ -76,14 +76,14 @@ def test_several_protocols_share_one_extraction_and_records_are_kept(tiny, image
     load = features.load
     monkeypatch.setattr(features, "load", lambda split, *rest: (passes.append(split.name), load(split, *rest))[1])
     options = {"dataset": str(image_folder()), "settings": {"resize_px": "16", "crop_px": "16", "neighbors": "3"}}
-    records = ssl_bench.run(tiny, ["knn/dino", "knn/moca-paper", "knn/mmc-patch"], **options)
+    records = ssl_bench.run(tiny, ["knn/dino", "knn/moca-paper", "knn/mmc-hybrid"], **options)
     assert passes == ["train", "val"]
-    assert [record.recipe for record in records] == ["dino", "moca-paper", "mmc-patch"]
+    assert [record.recipe for record in records] == ["dino", "moca-paper", "mmc-hybrid"]
     assert {used.key for record in records for used in record.features} == {used.key for used in records[2].features}
-    assert ssl_bench.run(tiny, "knn/mmc-patch", **options) == [records[2]]
+    assert ssl_bench.run(tiny, "knn/mmc-hybrid", **options) == [records[2]]
     assert passes == ["train", "val"]
     frame = ssl_bench.load_results().to_dataframe()
-    assert set(frame[frame.is_main].recipe) == {"dino", "moca-paper", "mmc-patch"}
+    assert set(frame[frame.is_main].recipe) == {"dino", "moca-paper", "mmc-hybrid"}
 
 
 def test_accuracy_and_samples_agree_with_a_count_by_hand(tiny, image_folder):

@@ -244,7 +244,7 @@ def test_csv_reads_back_in_full_precision(frame):
 def test_latex_escapes_and_has_a_row_a_line(frame):
     text = render(frame, "latex")
     assert r"a$|$b\_c \& 50\% $<$b$>$ \$x\$ \textbackslash{} \{y\} \#1 \textasciitilde{}\textasciicircum{} [z]" in text
-    assert r" & 58.2 $\pm$ 1.6 & 0.3 $\pm$ 0.2 (n=3, ddof=0) \\" in text
+    assert r" & 58.2 $\pm$ 1.6 & 0.333 $\pm$ 0.25 (n=3, ddof=0) \\" in text
     assert r"seeds & 53.0 $\pm$ 3.6 (3 seeds) & - \\" in text
     assert r"model & knn/dino@v1 $\cdot$ toy $\cdot$ top1 & lowshot/dino@v1 $\cdot$ a\_b $\cdot$ top1 \\" in text
     assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\end{tabular}") == 1
