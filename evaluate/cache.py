@@ -54,6 +54,12 @@ def collect_garbage(*, unused_days: float = 30.0, everything: bool = False) -> t
                 removed += 1
             elif free:
                 freed += sum(_remove(leftover) for leftover in folder.glob(".*.part"))
+    # Interrupted trainings (protocols/training.py) wait to be gone on with; a running one is never older than minutes.
+    for state in (cache_folder() / "training").glob("*.pt"):
+        age_days = (time.time() - _newest(state)) / 86400
+        if age_days > unused_days or (everything and age_days > _LEFT_OVER_SECONDS / 86400):
+            freed += _remove(state)
+            removed += 1
     # The whole cache, built-in data and memo too: what is not locked is judged by its age.
     for leftover in list(cache_folder().rglob(".*.part")):
         if _newest(leftover) < time.time() - _LEFT_OVER_SECONDS:

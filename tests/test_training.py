@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_bench.evaluate import cache
 from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.protocols import training
@@ -118,4 +121,20 @@ def test_a_damaged_state_counts_as_none(monkeypatch, own_cache, capsys):
     train(COURSE, learner, numbered, LABELS)
     assert learner.steps == list(range(12))
     assert "training begins anew" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_an_interrupted_training_is_collected_when_it_is_old(monkeypatch, own_cache):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    broken = Counter()
+    broken.fail_at = 5
+    with pytest.raises(RuntimeError):
+        train(COURSE, broken, numbered, LABELS)
+    (path,) = (own_cache / "training").glob("*.pt")
+    cache.collect_garbage(everything=True)
+    assert path.exists()  # it may be running
+    os.utime(path, (0, time.time() - 2 * 86400))
+    cache.collect_garbage(unused_days=3)
+    assert path.exists()
+    cache.collect_garbage(unused_days=1)
     assert not path.exists()
