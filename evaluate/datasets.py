@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate import annotated, archives, builtin_data, layouts
+from ssl_bench.evaluate.coco import open_coco
 from ssl_bench.evaluate.data_check import CheckReport, Expected, examine
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split
@@ -110,6 +111,7 @@ def open_dataset(
 # What a protocol may read, by kind: a protocol names its own (DATA).
 KINDS: dict[str, Callable[[str], AnyDataset]] = {
     "images": open_dataset,
+    "boxes": open_coco,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ssl_bench.errors import unknown
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.protocols import fewshot, knn, linear, stability
+from ssl_bench.protocols import fewshot, knn, linear, locality, stability
 
 
 class ProtocolModule(Protocol):
@@ -37,6 +37,7 @@ PROTOCOLS: dict[str, ProtocolModule] = {
     "linear": linear,
     "fewshot": fewshot,
     "stability": stability,
+    "locality": locality,
 }
 
 
