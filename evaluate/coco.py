@@ -172,6 +172,12 @@ class Coco:
         return replace(self, splits=splits, annotations={n: each.take(kept[n]) for n, each in self.annotations.items()})
 
 
+COCO: dict[str, str] = {
+    "toy-coco": "the toy world: 400 + 200 images of one to four objects, with boxes, outlines and crowds",
+    "coco": "COCO 2017: 118,287 + 5,000 images, instances of 80 categories",
+}
+
+
 def open_coco(spec: str) -> Coco:
     """Open a dataset of images with boxes by name or path."""
     if spec == "toy-coco":

@@ -12,15 +12,16 @@ Nothing is downloaded, unpacked or written beside the data. Each layout has a fi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate import annotated, archives, builtin_data, layouts
-from ssl_bench.evaluate.coco import open_coco
+from ssl_bench.evaluate.coco import COCO, open_coco
 from ssl_bench.evaluate.data_check import CheckReport, Expected, examine
 from ssl_bench.evaluate.decoding import BrokenImage
+from ssl_bench.evaluate.landmarks import LANDMARKS, open_landmarks
 from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split
 from ssl_bench.evaluate.subsets import listed_classes, listed_images
 from ssl_bench.files import data_folder
@@ -108,10 +109,20 @@ def open_dataset(
         ) from error
 
 
-# What a protocol may read, by kind: a protocol names its own (DATA).
-KINDS: dict[str, Callable[[str], AnyDataset]] = {
-    "images": open_dataset,
-    "boxes": open_coco,
+@dataclass(frozen=True)
+class Kind:
+    """What a protocol may read: how it is opened, and which built-in dataset stands for it when none is named."""
+
+    open: Callable[[str], AnyDataset]
+    default: str
+    names: Mapping[str, str]  # what is known by name, in words
+
+
+# By the name that a protocol gives as its DATA.
+KINDS: dict[str, Kind] = {
+    "images": Kind(open_dataset, "toy", {name: known.description for name, known in DATASETS.items()}),
+    "boxes": Kind(open_coco, "toy-coco", COCO),
+    "landmarks": Kind(open_landmarks, "toy-roxford", LANDMARKS),
 }
 
 
@@ -165,6 +176,12 @@ def _open(spec: str) -> Dataset:
     if not path.exists():
         if os.sep in spec or spec.startswith((".", "~")):
             raise UserError(f"there is no folder {path}. Expected a dataset's folder, or one of {', '.join(DATASETS)}.")
+        for kind, others in KINDS.items():
+            if spec in others.names:
+                raise UserError(
+                    f"{spec} is a dataset of {kind}, which other protocols read; this one reads "
+                    f"labeled images: {', '.join(DATASETS)}, or a folder."
+                )
         raise unknown("dataset", spec, DATASETS)
     return _open_path(path, path.resolve().name)
 

@@ -30,7 +30,6 @@ import torch.nn.functional as F  # noqa: N812  (everybody's name for it)
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate.adapters import EncoderAdapter, InputAdapter, block_outputs
 from ssl_bench.evaluate.checkpoints import Checkpoint, weights_sha256
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import IntArray, Scores, Subject
@@ -47,6 +46,7 @@ from ssl_bench.protocols.network_training import (
     plain_groups,
     trained_scores,
 )
+from ssl_bench.protocols.optimizers import StackedSgd
 
 VERSION = 1
 DATA, DISTRIBUTED = "images", True
@@ -153,8 +153,12 @@ class Adapted(nn.Module):
         self.mode = mode
         self.trunk = network_of(checkpoint, architecture, recipe.drop_path).requires_grad_(False)
         if mode != "linear":
+            from ssl_bench.evaluate.adapters import InputAdapter
+
             self.input_adapter = InputAdapter.from_state(checkpoint.extras["input_adapter"])
         if mode == "encoder":
+            from ssl_bench.evaluate.adapters import EncoderAdapter
+
             self.encoder_adapter = EncoderAdapter.from_state(checkpoint.extras["encoder_adapter"])
             self.norm: nn.Module = nn.LayerNorm(architecture.dim, eps=architecture.eps)
         else:
@@ -166,6 +170,8 @@ class Adapted(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What the head reads. (B, D)"""
         token = None if self.mode == "linear" else self.input_adapter()
+        from ssl_bench.evaluate.adapters import block_outputs
+
         blocks = block_outputs(self.trunk, images, class_token=token)  # the last one after the final norm
         if self.mode != "encoder":
             return blocks[-1][:, 0]
@@ -190,7 +196,14 @@ class Probe:
         known.placed(adapted)
         self.adapted = adapted
         self.trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        self.optimizer = Lars(self.trained, momentum=self.recipe.betas[0], weight_decay=self.recipe.weight_decay)
+        self.optimizer = StackedSgd(
+            self.trained,
+            lr=torch.ones(1, device=known.device),
+            weight_decay=torch.tensor([self.recipe.weight_decay], device=known.device),
+            momentum=self.recipe.betas[0],
+            trust=0.001,
+            stacked=False,
+        )
 
     def step(self, views: Views, now: Progress) -> None:
         """The head learns from the whole batch; the gradient at the features goes on to the adapter, part by part."""
@@ -211,7 +224,9 @@ class Probe:
             for parameter in adapted.input_adapter.parameters():
                 assert parameter.grad is not None
                 distributed.sum_of_all(parameter.grad)
-        self.optimizer.step_at(self.recipe.lr_at(now))
+        self.optimizer.set_scale(self.recipe.lr_at(now))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _features(self, images: Tensor) -> Tensor:
         with self.known.autocast():
@@ -224,40 +239,9 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, the frozen trunk too: it is simplest."""
-        return {"adapted": self.adapted.state_dict(), "momentum": self.optimizer.buffers}
+        return {"adapted": self.adapted.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Back to that point."""
         self.adapted.load_state_dict(state["adapted"])
-        for buffer, saved in zip(self.optimizer.buffers, state["momentum"], strict=True):
-            buffer.copy_(saved)
-
-
-_TRUST = 0.001
-
-
-class Lars:
-    """LARS as MAE's probe has it: for all but vectors, the step is as long as .001 times the weights.
-
-    g <- g + decay * p, times .001 |p| / |g|; m <- momentum * m + g; p <- p - lr * m. Vectors get g as it is.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], *, momentum: float, weight_decay: float) -> None:
-        self.parameters, self.momentum, self.weight_decay = parameters, momentum, weight_decay
-        self.buffers = [torch.zeros_like(parameter) for parameter in parameters]
-
-    @torch.no_grad()
-    def step_at(self, lr: float) -> None:
-        """One step on the gradients, which are forgotten then."""
-        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
-            gradient = parameter.grad
-            assert gradient is not None
-            if parameter.ndim > 1:
-                gradient = gradient + self.weight_decay * parameter
-                lengths = parameter.norm(), gradient.norm()
-                ratio = _TRUST * lengths[0] / lengths[1]
-                usable = (lengths[0] > 0) & (lengths[1] > 0)
-                gradient = gradient * torch.where(usable, ratio, torch.ones_like(ratio))
-            buffer.mul_(self.momentum).add_(gradient)
-            parameter.add_(buffer, alpha=-lr)
-            parameter.grad = None
+        self.optimizer.load_state_dict(state["optimizer"])

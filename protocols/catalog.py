@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ssl_bench.errors import unknown
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.protocols import fewshot, knn, linear, locality, stability
+from ssl_bench.protocols import adapters, fewshot, finetune, knn, linear, locality, retrieval, stability
 
 
 class ProtocolModule(Protocol):
@@ -35,18 +35,23 @@ class ProtocolModule(Protocol):
 PROTOCOLS: dict[str, ProtocolModule] = {
     "knn": knn,
     "linear": linear,
+    "finetune": finetune,
+    "adapters": adapters,
     "fewshot": fewshot,
+    "retrieval": retrieval,
     "stability": stability,
     "locality": locality,
 }
 
 
-def choose(name: str, *, built_in: bool = False) -> tuple[str, str, Any]:
+def choose(
+    name: str, *, built_in: bool = False, protocols: Mapping[str, ProtocolModule] = PROTOCOLS
+) -> tuple[str, str, Any]:
     """`knn` or `knn/dino` -> protocol, recipe name, recipe. A bare name is the first row; on built-in data, `toy`."""
     protocol, _, recipe = name.strip().partition("/")
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
-    recipes = PROTOCOLS[protocol].RECIPES
+    if protocol not in protocols:
+        raise unknown("protocol", protocol, protocols)
+    recipes = protocols[protocol].RECIPES
     if not recipe:
         recipe = "toy" if built_in and "toy" in recipes else next(iter(recipes))
     if recipe not in recipes:

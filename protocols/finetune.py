@@ -22,14 +22,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
-from ssl_bench.evaluate.backbone import Backbone
 from ssl_bench.evaluate.checkpoints import Checkpoint, weights_sha256
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.splits import Dataset, Split
@@ -48,6 +47,9 @@ from ssl_bench.protocols.network_training import (
     network_of,
     trained_scores,
 )
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.backbone import Backbone
 
 VERSION = 1
 DATA, DISTRIBUTED = "images", True

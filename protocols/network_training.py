@@ -13,14 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import Architecture
-from ssl_bench.evaluate.backbone import Backbone, build, load_canonical
 from ssl_bench.evaluate.checkpoints import Checkpoint
 from ssl_bench.evaluate.features import DTYPES
 from ssl_bench.evaluate.hardware import choose_attention
@@ -39,6 +38,9 @@ from ssl_bench.evaluate.training.supervised import (
     with_own_drop_path,
 )
 from ssl_bench.protocols.training import Course, Learner, image_batches, train
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.backbone import Backbone
 
 # Images that are computed at a time unless --batch-size says otherwise.
 PART = 128
@@ -144,6 +146,8 @@ def side_px(subject: Subject, recipe: Training) -> int:
 
 def network_of(checkpoint: Checkpoint, architecture: Architecture, drop_path: float) -> Backbone:
     """A copy of the checkpoint's network to be trained, of its architecture or one with less."""
+    from ssl_bench.evaluate.backbone import build, load_canonical
+
     network = build(architecture, drop_path=drop_path)
     misfits = checkpoint.match.unexpected
     load_canonical(network, {name: value for name, value in checkpoint.state.items() if name not in misfits})

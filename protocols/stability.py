@@ -355,6 +355,6 @@ class _LastBlock:
     def _tokens(self, images: Tensor) -> Tokens:
         device, dtype = torch.device(self.effort.device), DTYPES[self.effort.dtype]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            tokens = self.backbone(images, norm=self.norm).tokens[0]
+            tokens: Tokens = self.backbone(images, norm=self.norm).tokens[0]
         cls = None if tokens.cls is None else tokens.cls.float()
         return replace(tokens, cls=cls, patches=tokens.patches.float())

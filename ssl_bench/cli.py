@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,8 +96,13 @@ def run(
         ),
     ],
     dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="A name (ssl-bench ls datasets) or a folder.")
-    ] = "toy",
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="A name (ssl-bench ls datasets) or a folder. Default: the toy world, as each protocol reads it.",
+        ),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="The recipe of protocols that are given without one.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field of the recipe: --set neighbors=10")
@@ -161,6 +167,8 @@ def run(
         workers=workers,
     )
     records = running.run(ckpt, names, options)
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first speaks
+        return
     if as_json:
         from ssl_bench.leaderboards.strict_json import plain
 

@@ -112,18 +112,9 @@ def protocols() -> dict[str, ProtocolModule]:
 
 def choose(name: str, *, built_in: bool = False) -> tuple[str, str, Any]:
     """As protocols/catalog.py chooses, from all of them."""
-    known = protocols()
-    protocol, _, row = name.strip().partition("/")
-    if protocol not in known:
-        raise unknown("protocol", protocol, known)
-    if protocol != NAME:
-        from ssl_bench.protocols import catalog
+    from ssl_bench.protocols import catalog
 
-        return catalog.choose(name, built_in=built_in)
-    row = row or ("toy" if built_in else next(iter(RECIPES)))
-    if row not in RECIPES:
-        raise unknown(f"recipe of {NAME}", row, RECIPES)
-    return NAME, row, RECIPES[row]
+    return catalog.choose(name, built_in=built_in, protocols=protocols())
 
 
 # The subject: a pre-training recipe, in the place of a checkpoint. -----------------------------------------------

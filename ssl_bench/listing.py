@@ -68,18 +68,23 @@ def recipes() -> list[Row]:
 
 def datasets() -> list[Row]:
     """A row a dataset that is known by name."""
-    from ssl_bench.evaluate.datasets import DATASETS
+    from ssl_bench.evaluate.datasets import KINDS
     from ssl_bench.files import data_folder
 
     return [
         {
             "name": name,
-            "what": known.description,
-            "where": "built in" if known.built_in else str(data_folder() / name),
-            "here": known.built_in is not None or (data_folder() / name).exists(),
+            "kind": kind,
+            "what": what,
+            "where": "built in" if name in _BUILT_IN else str(data_folder() / name),
+            "here": name in _BUILT_IN or (data_folder() / name).exists(),
         }
-        for name, known in DATASETS.items()
+        for kind, known in KINDS.items()
+        for name, what in known.names.items()
     ]
+
+
+_BUILT_IN = ("toy", "digits", "toy-coco", "toy-roxford")
 
 
 def results() -> list[Row]:

@@ -40,7 +40,7 @@ _NOT_LOADED = ("random", "pixels", "recipe")  # formats without weights of a fil
 class Options:
     """Everything that `run` takes beside the checkpoint and the protocols."""
 
-    dataset: str = "toy"
+    dataset: str | None = None  # None: the built-in data of the kind that a protocol reads
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)  # --set
     limit: int | None = None
     device: str = "auto"
@@ -79,7 +79,7 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
     names = protocol.split(",") if isinstance(protocol, str) else list(protocol)
     _check(names, options)
     for name in names:  # before anything is opened: a misspelled name costs nothing
-        _choose(name, options)
+        efficiency.choose(name)
     from ssl_bench.evaluate.training.distributed import together
 
     with together(device_named(options.device)) as device:
@@ -127,7 +127,7 @@ def _check(names: Sequence[str], options: Options) -> None:
         raise UserError("--name: expected a name, got an empty one.")
 
 
-def _choose(name: str, options: Options, *, built_in: bool = False) -> tuple[str, str, Any, dict[str, Any]]:
+def _choose(name: str, options: Options, *, built_in: bool) -> tuple[str, str, Any, dict[str, Any]]:
     """The protocol, its recipe with the settings applied, and which fields they really change."""
     from ssl_bench.evaluate.recipes import with_settings
 
@@ -165,9 +165,15 @@ class _Opening:
 
         if kind not in self.datasets:
             noise = kind == efficiency.DATA
-            full = efficiency.noise(self.effort.device) if noise else KINDS[kind](self.options.dataset)
+            full = efficiency.noise(self.effort.device) if noise else KINDS[kind].open(self.spec(kind))
             self.datasets[kind] = full, _reduced(full, self.options)
         return self.datasets[kind]
+
+    def spec(self, kind: str) -> str:
+        """The dataset that the user named, else the built-in one of that kind."""
+        from ssl_bench.evaluate.datasets import KINDS
+
+        return self.options.dataset or KINDS[kind].default
 
     def subject(self, protocol: str, kind: str) -> Subject:
         """Protocols that evaluate the same network of the file on the same data share its features."""
@@ -180,7 +186,7 @@ class _Opening:
 
 def _task(name: str, opening: _Opening) -> _Task:
     options, protocols = opening.options, efficiency.protocols()
-    kind = protocols[_choose(name, options)[0]].DATA
+    kind = protocols[efficiency.choose(name)[0]].DATA
     full, dataset = opening.dataset(kind)
     protocol, recipe_name, recipe, overrides = _choose(name, options, built_in=dataset.built_in)
     subject = opening.subject(protocol, kind)
@@ -343,7 +349,7 @@ def _reduced(full: AnyDataset, options: Options) -> AnyDataset:
         if not isinstance(full, Dataset):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UserError(f"{flags}: lists are for datasets of labeled images, which {full.name} is not.")
-        dataset = open_dataset(options.dataset, **given)
+        dataset = open_dataset(options.dataset or full.name, **given)
         if any(len(split.classes) < 2 for split in dataset.splits.values()):
             raise UserError("--class-list leaves one class, and one class cannot be told from others; name more.")
     return dataset if options.limit is None else dataset.limited(options.limit)
