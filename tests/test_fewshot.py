@@ -19,15 +19,9 @@ from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.evaluate.subject import Score, Subject
 from ssl_bench.protocols import fewshot, knn
-from ssl_bench.protocols.catalog import PROTOCOLS
 from ssl_bench.protocols.fewshot import RECIPES, answered, draw_episodes, pooled_f1
 
 SMALL = {"resize_px": "16", "crop_px": "16", "ways": "3", "queries": "2", "episodes": "40"}
-
-
-@pytest.fixture(autouse=True)
-def _listed(monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "fewshot", fewshot)
 
 
 def recipe(**changes):

@@ -15,14 +15,13 @@ from test_coco import annotation, write
 
 import ssl_bench
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate import datasets
 from ssl_bench.evaluate.architecture import HALF, Architecture
 from ssl_bench.evaluate.backbone import Output, Pixels, Tokens
 from ssl_bench.evaluate.coco import open_coco
 from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.evaluate.subject import Subject
-from ssl_bench.protocols import catalog, locality
+from ssl_bench.protocols import locality
 from ssl_bench.protocols.locality import RECIPES, choose_targets, draw_gallery, overlap, ratio, retrieve, run
 
 TOY = RECIPES["toy"]
@@ -426,9 +425,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
         run(subject(scenes(tmp_path), Broken()), recipe())
 
 
-def test_a_run_from_checkpoint_to_record(tmp_path, monkeypatch):
-    monkeypatch.setitem(datasets.KINDS, "boxes", open_coco)
-    monkeypatch.setitem(catalog.PROTOCOLS, "locality", locality)
+def test_a_run_from_checkpoint_to_record(tmp_path):
     save_checkpoint(tmp_path / "tiny.pt", tiny_backbone())
     (record,) = ssl_bench.run(tmp_path / "tiny.pt", "locality", dataset="toy-coco", settings={"pairs": "12"})
     assert (record.recipe, record.dataset, record.main_metric, record.selected_on) == ("toy", "toy-coco", "iou", "none")

@@ -20,15 +20,9 @@ from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.evaluate.training import augment
 from ssl_bench.evaluate.training.blockwise import Corruption, draw_corruption
 from ssl_bench.protocols import stability
-from ssl_bench.protocols.catalog import PROTOCOLS
 from ssl_bench.protocols.stability import RECIPES, Spread, chosen_images, mean_over_images
 
 SMALL = {"resize_px": "16", "crop_px": "16", "views": "7"}
-
-
-@pytest.fixture(autouse=True)
-def _listed(monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "stability", stability)
 
 
 def stable(path, folder, name="mmc", **options):

@@ -114,19 +114,7 @@ def test_dataframe_has_one_row_a_metric_with_its_origin(tmp_path):
     frame = load_results(tmp_path).to_dataframe()
     assert list(frame.columns) == [
         *("model", "weights", "arch", "checkpoint_key", "dataset", "protocol", "recipe", "version", "metric", "value"),
-        *(
-            "stderr",
-            "std",
-            "interval95",
-            "n",
-            "is_main",
-            "limited",
-            "selected_on",
-            "overrides",
-            "seed",
-            "dtype",
-            "device",
-        ),
+        *("stderr", "std", "interval95", "n", "is_main", "limited", "selected_on", "overrides", "seed", "dtype"),
         *("device", "code_version", "started", "path"),
     ]
     assert list(frame["model"]) == ["moca-b"] * 2 + ["z"] * 3
