@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ssl_bench.errors import unknown
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.protocols import adapters, fewshot, finetune, knn, linear, locality, retrieval, stability
+from ssl_bench.protocols import adapters, fewshot, finetune, knn, linear, locality, lowshot, retrieval, stability
 
 
 class ProtocolModule(Protocol):
@@ -35,6 +35,7 @@ class ProtocolModule(Protocol):
 PROTOCOLS: dict[str, ProtocolModule] = {
     "knn": knn,
     "linear": linear,
+    "lowshot": lowshot,
     "finetune": finetune,
     "adapters": adapters,
     "fewshot": fewshot,

@@ -18,7 +18,6 @@ TEC's script gives the class token a learning rate that is not decayed (its laye
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,11 +32,9 @@ from ssl_bench.evaluate.checkpoints import Checkpoint, weights_sha256
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.splits import Dataset, Split
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.evaluate.subsets import listed_images
 from ssl_bench.evaluate.training.loader import steps_per_epoch
 from ssl_bench.evaluate.training.seeds import seeded
-from ssl_bench.files import data_folder
-from ssl_bench.protocols.knn import bank_rows
+from ssl_bench.protocols.label_splits import labeled_splits
 from ssl_bench.protocols.network_training import (
     NetworkLearner,
     Shared,
@@ -68,15 +65,13 @@ class Recipe(Training):
     layer_decay: float
     positions: Literal["trained", "fixed"]
     projector: bool  # the head stands on the first layer of the checkpoint's projector
-    labels_percent: float  # of the training images
+    labels: Literal["all", "1percent", "10percent"]  # of the training images: SimCLR's list, else drawn
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay={self.layer_decay}: expected more than 0, at most 1 (no decay).")
-        if not 0 < self.labels_percent <= 100:
-            raise UserError(f"labels_percent={self.labels_percent}: expected more than 0, at most 100.")
         if self.projector and self.pooling == "cls+avg":
             raise UserError("projector=true: a projector reads one vector; choose pooling=cls or pooling=avg.")
 
@@ -86,7 +81,7 @@ _MAE = Recipe(
     epochs=100, batch=1024, lr=5e-4, scale_lr=True, min_lr=1e-6, warmup_epochs=5.0, weight_decay=0.05,
     betas=(0.9, 0.999), drop_path=0.1, augmentation="randaug", least_area=0.08, erasing=0.25, mixup=0.8, cutmix=1.0,
     smoothing=0.1, every_epoch=True, resize_px=256, crop_px=224, interpolation="bicubic", pooling="avg",
-    layer_decay=0.65, positions="trained", projector=False, labels_percent=100.0,
+    layer_decay=0.65, positions="trained", projector=False, labels="all",
     source="facebookresearch/mae FINETUNE.md", published="ImageNet: MAE ViT-B/16 83.6 (MOCA Table 5)",
 )  # fmt: skip
 
@@ -167,9 +162,9 @@ RECIPES: dict[str, Recipe] = {
                                "ImageNet: ExtreMA ViT-B/16 83.7, without color 82.9, 90x8 83.5, 22k 83.9 (README)",
                                **_22K, drop_path=0.2),
     "extrema-semi-1":     _row(_SEMI, "ExtreMA 5.3; bytedance/ibot evaluation/semi_supervised",
-                               "ImageNet, 1 % of the labels: ExtreMA ViT-B/16 67.3 (Table 10)", labels_percent=1.0),
+                               "ImageNet, 1 % of the labels: ExtreMA ViT-B/16 67.3 (Table 10)", labels="1percent"),
     "extrema-semi-10":    _row(_SEMI, "ExtreMA 5.3; bytedance/ibot evaluation/semi_supervised",
-                               "ImageNet, 10 % of the labels: ExtreMA ViT-B/16 76.1 (Table 10)", labels_percent=10.0),
+                               "ImageNet, 10 % of the labels: ExtreMA ViT-B/16 76.1 (Table 10)", labels="10percent"),
 
     "ibot-vit-s":         _row(_IBOT, _IBOT_TEXT, "not in the five papers",
                                epochs=200, layer_decay=0.75),
@@ -203,14 +198,14 @@ def check(subject: Subject, recipe: Recipe) -> None:
         )
     if recipe.projector:
         first_layer(checkpoint.require_extra("projector"), architecture.dim)
-    steps_per_epoch(len(labeled_part(subject, recipe.labels_percent)[0]), recipe.batch)
+    steps_per_epoch(len(labeled_part(subject, recipe.labels)[0]), recipe.batch)
 
 
 def run(subject: Subject, recipe: Recipe) -> Scores:
     """Train; the accuracy of the last epoch."""
     known = Shared(subject, recipe)
     checkpoint = subject.checkpoint
-    part, described = labeled_part(subject, recipe.labels_percent)
+    part, described = labeled_part(subject, recipe.labels)
     assert isinstance(subject.dataset, Dataset)
     data = replace(subject, dataset=replace(subject.dataset, train=part), _features={})
     layers, extra = None, None
@@ -325,22 +320,10 @@ def width_of(layers: nn.Module) -> int:
     return next(module.out_features for module in layers.modules() if isinstance(module, nn.Linear))
 
 
-def labeled_part(subject: Subject, percent: float) -> tuple[Split, str]:
-    """The training images whose labels are used, and how they were chosen.
-
-    SimCLR's lists (1percent.txt, 10percent.txt) where they lie beside the dataset or, for ImageNet, under
-    SSL_BENCH_DATA; else a share of every class, drawn by the seed.
-    """
-    split, root = subject.split("train"), subject.dataset.root
-    if percent == 100:
+def labeled_part(subject: Subject, labels: Literal["all", "1percent", "10percent"]) -> tuple[Split, str]:
+    """The training images whose labels are used, and how they were chosen."""
+    split = subject.split("train")
+    if labels == "all":
         return split, "all"
-    places = [] if subject.dataset.built_in or root is None else [root, root.parent]
-    if subject.dataset.name == "imagenet":
-        places.append(data_folder())
-    for place in places:
-        path = place / f"{percent:g}percent.txt"
-        if path.is_file():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-            return listed_images(split, path), f"listed in {path.name} {digest}"
-    rows = bank_rows(split.labels, percent, subject.seed)
-    return split.subset(rows), f"{percent:g} % of every class, drawn with seed {subject.seed}"
+    (part,) = labeled_splits(split, labels, splits=1, lists=None, root=subject.dataset.root, seed=subject.seed)
+    return split.subset(part.rows), part.origin

@@ -3,13 +3,8 @@
     ssl-bench run --ckpt x.pth --protocol lowshot              the first row below, MSN's
     ssl-bench run --ckpt x.pth --protocol lowshot/moca --set amounts=1percent --set solver=cyanure
 
-Labeled are splits of the training images. MSN's and SimCLR's lists are read as they are where they are found:
-imagenet_subsets{1,2,3}/{1,2,5}imgs_class.txt (of MSN's, the third of 5 is misnamed 3imgs_class.txt; both names will
-do), and imagenet_subsets1/1percent.txt or {1,10}percent.txt. They are looked for in the dataset's folder and in
-SSL_BENCH_DATA; `--set lists=FOLDER` names another one, `--set lists=draw` draws nevertheless.
-
-What has no list is drawn: of one shuffling a split every class gives its first images, so that 1 shot is part of 2
-shots. Different splits may share images. Of 1 % of a class the nearest whole number is taken, and at least one image.
+Labeled are splits of the training images: MSN's and SimCLR's lists where they are found, else drawn by the seed
+(label_splits.py). `--set lists=FOLDER` names a place for lists, `--set lists=draw` draws nevertheless.
 
 Each vector is centered by its own mean (MSN, MOCA) and brought to unit length. Then (MSN, logistic_eval.py)
 
@@ -18,16 +13,14 @@ Each vector is centered by its own mean (MSN, MOCA) and brought to unit length. 
 with no intercept. `lambdas` are the penalty (iBOT), or are divided by the number of images n (MSN, MOCA). With several,
 the best on the test images is reported, as iBOT does, and each beside it.
 
-Of the training images only those of the splits are read.
+Of many training images only those of the splits are read; few are read all, in one pass with other protocols.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -36,18 +29,15 @@ import torch
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.features import Features, FloatArray, extract
 from ssl_bench.evaluate.readings import Interpolation, Reading, Token
-from ssl_bench.evaluate.splits import Split, shown
+from ssl_bench.evaluate.splits import Split
 from ssl_bench.evaluate.subject import IntArray, Score, Scores, Subject, accuracy, over_splits
-from ssl_bench.evaluate.subsets import listed_images
-from ssl_bench.files import data_folder
+from ssl_bench.evaluate.vectors import Vectors
 from ssl_bench.progress import bar
+from ssl_bench.protocols.label_splits import Amount, Labeled, labeled_splits, require_enough
 from ssl_bench.protocols.logistic import SOLVERS, Solution
 
 VERSION = 1
 DATA, DISTRIBUTED = "images", False
-
-Amount = Literal["1shot", "2shot", "5shot", "1percent", "10percent"]
-_DRAW = "draw"
 
 
 @dataclass(frozen=True)
@@ -112,9 +102,13 @@ RECIPES: dict[str, Recipe] = {
 # fmt: on
 
 
+_FEW = 50_000  # training images: so many are read whole
+
+
 def readings(subject: Subject, recipe: Recipe) -> dict[str, list[Reading]]:
-    """One vector an image, of all val images; of the training images `run` reads those of the splits alone."""
-    return {"val": [_reading(subject, recipe)]}
+    """One vector an image. Of many training images `run` reads those of the splits alone."""
+    read = [_reading(subject, recipe)]
+    return {"train": read, "val": read} if len(subject.split("train")) <= _FEW else {"val": read}
 
 
 def _reading(subject: Subject, recipe: Recipe) -> Reading:
@@ -128,138 +122,19 @@ def check(subject: Subject, recipe: Recipe) -> None:
     splits_of(subject, recipe)
 
 
-@dataclass(frozen=True, eq=False)
-class Labeled:
-    """The labeled images of one split."""
-
-    rows: IntArray  # in the training split, rising
-    origin: str  # the list's name, or how they were drawn
-
-
-def splits_of(subject: Subject, recipe: Recipe) -> Mapping[Amount, Sequence[Labeled]]:
+def splits_of(subject: Subject, recipe: Recipe) -> dict[Amount, tuple[Labeled, ...]]:
     """The splits of every amount: as listed, else drawn."""
-    return _splits(subject.split("train"), recipe, subject.dataset.root, data_folder(), subject.seed)
-
-
-@functools.lru_cache(maxsize=4)  # ImageNet's 1.28 million names are compared with eleven lists: once, not twice a run
-def _splits(
-    train: Split, recipe: Recipe, root: Path | None, data: Path, seed: int
-) -> dict[Amount, tuple[Labeled, ...]]:
-    places = _places(recipe, root, data)
-    found: dict[Amount, tuple[Labeled, ...]] = {}
-    for amount in recipe.amounts:
-        lists = _lists(train, amount, recipe, places)
-        found[amount] = tuple(_listed(train, amount, path) for path in lists) or tuple(
-            _drawn(train, amount, seed, number) for number in range(recipe.splits)
+    return {
+        amount: labeled_splits(
+            subject.split("train"),
+            amount,
+            splits=recipe.splits,
+            lists=recipe.lists,
+            root=subject.dataset.root,
+            seed=subject.seed,
         )
-    return found
-
-
-# --- lists -----------------------------------------------------------------------------------------------------------
-
-
-def _places(recipe: Recipe, root: Path | None, data: Path) -> list[Path]:
-    """Where lists may lie."""
-    if recipe.lists is None:
-        return [root, data] if root else []
-    if recipe.lists == _DRAW:
-        return []
-    folder = Path(recipe.lists).expanduser()
-    if not folder.is_dir():
-        raise UserError(
-            f"lists={recipe.lists}: there is no such folder. Expected one with {_names('1shot', 1)[0]} and so on, "
-            f"or --set lists={_DRAW}, which draws the images by the seed."
-        )
-    return [folder]
-
-
-def _names(amount: Amount, split: int) -> list[str]:
-    """What the list of an amount may be called, the best name first."""
-    number = amount.removesuffix("shot").removesuffix("percent")
-    if amount.endswith("percent"):
-        return [f"{folder}{number}percent.txt" for folder in ("imagenet_subsets1/", "imagenet_subsets/", "")]
-    names = [f"imagenet_subsets{split}/{number}imgs_class.txt"]
-    return [*names, "imagenet_subsets3/3imgs_class.txt"] if (amount, split) == ("5shot", 3) else names
-
-
-def _lists(train: Split, amount: Amount, recipe: Recipe, places: Sequence[Path]) -> list[Path]:
-    """The lists of an amount, all of one place. None where a place holds none, or those of another dataset."""
-    wanted = range(1, 2 if amount.endswith("percent") else recipe.splits + 1)
-    for place in places:
-        names = [_names(amount, split) for split in wanted]
-        paths = [next((place / name for name in each if (place / name).is_file()), None) for each in names]
-        lists = [path for path in paths if path is not None]
-        if not lists or (recipe.lists is None and not _concerns(train, lists[0])):
-            continue
-        if absent := [each[0] for each, path in zip(names, paths, strict=True) if path is None]:
-            raise UserError(
-                f"{place} has lists for {len(lists)} of {len(wanted)} splits of {amount}; {shown(absent)} is missing. "
-                f"Complete them, or choose --set splits={len(lists)} or --set lists={_DRAW}."
-            )
-        return lists
-    if recipe.lists not in (None, _DRAW):
-        expected = " or ".join(_names(amount, 1))
-        raise UserError(
-            f"lists={recipe.lists} has no list of {amount}. Expected {expected}; or leave {amount} out of "
-            f"--set amounts, or choose --set lists={_DRAW}."
-        )
-    return []
-
-
-def _concerns(train: Split, path: Path) -> bool:
-    """Whether a list that lies about names any image of this dataset."""
-
-    def stem(line: str) -> str:
-        return line.strip().rpartition("/")[2].partition(".")[0]
-
-    listed = {stem(line) for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()}
-    return any(stem(sample) in listed for sample in train.sample_ids)
-
-
-def _listed(train: Split, amount: Amount, path: Path) -> Labeled:
-    """The images of one list."""
-    try:
-        part = listed_images(train, path)
-    except UserError as error:
-        raise UserError(f"{error} To draw the images by the seed instead: --set lists={_DRAW}") from None
-    chosen = set(part.sample_ids)
-    rows = np.array([row for row, sample in enumerate(train.sample_ids) if sample in chosen], dtype=np.int64)
-    _require(train, rows, amount, f"the list {path}")
-    return Labeled(rows, f"list {path.parent.name}/{path.name}")
-
-
-# --- drawing ---------------------------------------------------------------------------------------------------------
-
-
-def _drawn(train: Split, amount: Amount, seed: int, number: int) -> Labeled:
-    """The first images of every class in a shuffling of all that depends on the seed and the split's number."""
-    shuffled = np.random.RandomState([seed, number]).permutation(len(train))  # RandomState: its streams never change
-    labels = train.labels[shuffled]
-    by_class = np.argsort(labels, kind="stable")
-    place = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # how-manieth of its class
-    rows = np.sort(shuffled[by_class[place < _share(train, amount)[labels[by_class]]]])
-    _require(train, rows, amount, f"train ({len(train):,} images)")
-    return Labeled(rows, f"drawn: shuffling {number} of seed {seed}, the first of every class")
-
-
-def _share(train: Split, amount: Amount) -> IntArray:
-    """How many images of each class. (classes,)"""
-    if amount.endswith("shot"):
-        return np.full(len(train.classes), int(amount.removesuffix("shot")), dtype=np.int64)
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    percent = int(amount.removesuffix("percent"))
-    return np.maximum(1, np.round(counts * percent / 100)).astype(np.int64)
-
-
-def _require(train: Split, rows: IntArray, amount: Amount, origin: str) -> None:
-    """Every class of train is there, with as many images as shots."""
-    least = int(amount.removesuffix("shot")) if amount.endswith("shot") else 1
-    counts = np.bincount(train.labels[rows], minlength=len(train.classes))
-    if short := [f"{train.classes[c]} ({counts[c]})" for c in np.unique(train.labels) if counts[c] < least]:
-        raise UserError(
-            f"{amount}: {origin} has fewer than {least} images of {len(short):,} classes: {shown(short)}. Expected as "
-            "many of every class; complete them, leave the amount out of --set amounts, or raise --limit."
-        )
+        for amount in recipe.amounts
+    }
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -291,9 +166,9 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
     """Accuracy of every amount: mean and standard deviation over its splits."""
     splits, train = splits_of(subject, recipe), subject.split("train")
     reading = _reading(subject, recipe)
-    rows = np.unique(np.concatenate([each.rows for labeled in splits.values() for each in labeled]))
-    found = extract(subject.checkpoint, train.subset(rows), [reading], subject.effort)[reading]
-    rows, vectors = np.delete(rows, list(found.broken)), prepared(found.array(), recipe.centering)
+    wanted = np.unique(np.concatenate([each.rows for labeled in splits.values() for each in labeled]))
+    rows, raw, key = _train_vectors(subject, reading, wanted)
+    vectors = prepared(raw, recipe.centering)
     test = subject.features("val", reading)
     labels = subject.labels("val", test)
 
@@ -305,7 +180,7 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
             fitted: list[list[_Fit]] = []
             for each in labeled:
                 kept = np.flatnonzero(np.isin(rows, each.rows))  # broken images have been left out
-                _require(train, rows[kept], amount, "what could be read")
+                require_enough(train, rows[kept], amount, "what could be read")
                 fitted.append(_fits(vectors[kept], train.labels[rows[kept]], test, recipe, subject.effort.device))
                 advance(1)
             scores = [[accuracy(fit.predicted == labels) for fit in of_split] for of_split in fitted]
@@ -328,8 +203,20 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         main=f"top1_{recipe.amounts[0]}",
         predictions=predicted if alone else None,
         warnings=_warnings(subject, recipe, splits, fits),
-        details={"amounts": amounts, "train_images_read": len(rows), "train_features": found.key},
+        details={"amounts": amounts, "train_images_read": len(rows), "train_features": key},
     )
+
+
+def _train_vectors(subject: Subject, reading: Reading, wanted: IntArray) -> tuple[IntArray, FloatArray, str]:
+    """Those of the wanted images that can be read, their vectors, and the key of the features."""
+    train = subject.split("train")
+    if len(train) > _FEW:
+        found = extract(subject.checkpoint, train.subset(wanted), [reading], subject.effort)[reading]
+        return np.delete(wanted, list(found.broken)), found.array(), found.key
+    found = subject.features("train", reading)
+    readable = np.delete(np.arange(len(train)), list(found.broken))
+    rows = np.intersect1d(wanted, readable)
+    return rows, Vectors([found.blocks()]).raw(np.searchsorted(readable, rows)).numpy(), found.key
 
 
 def prepared(vectors: FloatArray, centering: bool) -> FloatArray:

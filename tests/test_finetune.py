@@ -31,6 +31,7 @@ from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.protocols import finetune, network_training
 from ssl_bench.protocols import training as loop
 from ssl_bench.protocols.finetune import RECIPES, Classifier, first_layer, labeled_part, layer_groups, trunk
+from ssl_bench.protocols.label_splits import labeled_splits
 from ssl_bench.protocols.network_training import NetworkLearner, Shared
 
 # --- what the sources say, typed again ---
@@ -69,14 +70,14 @@ FIELDS = ("lr", "layer_decay", "drop_path", "batch", "warmup_epochs", "epochs", 
 EVERYWHERE = {
     "weight_decay": 0.05, "betas": (0.9, 0.999), "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "least_area": 0.08,
     "resize_px": 256, "crop_px": 224, "interpolation": "bicubic", "augmentation": "randaug", "erasing": 0.25,
-    "min_lr": 1e-6, "scale_lr": True, "positions": "trained", "projector": False, "labels_percent": 100,
+    "min_lr": 1e-6, "scale_lr": True, "positions": "trained", "projector": False, "labels": "all",
     "every_epoch": True,
 }
 SEMI = {"scale_lr": False, "projector": True, "every_epoch": False}
 OTHERWISE = {
     "mmc": {"augmentation": "three", "erasing": 0.0, "every_epoch": False}, "mmc-in1k": {"every_epoch": False},
-    "tec-vit-l": {"min_lr": 1e-5}, "extrema-semi-1": SEMI | {"labels_percent": 1},
-    "extrema-semi-10": SEMI | {"labels_percent": 10},
+    "tec-vit-l": {"min_lr": 1e-5}, "extrema-semi-1": SEMI | {"labels": "1percent"},
+    "extrema-semi-10": SEMI | {"labels": "10percent"},
 }
 NUMBERS = {
     "mae": "83.6", "mae-vit-l": "85.9", "moca": "83.6", "mmc": "91.02", "tec-mae": "84.7", "tec-ibot": "84.8",
@@ -128,7 +129,6 @@ def test_learning_rates_of_the_rows():
         ({"erasing": 1.5}, "erasing"),
         ({"least_area": 0.0}, "least_area"),
         ({"layer_decay": 0.0}, "layer_decay"),
-        ({"labels_percent": 0.0}, "labels_percent"),
         ({"projector": True, "pooling": "cls+avg"}, "projector"),
     ],
 )
@@ -520,30 +520,20 @@ def test_broken_val_images_are_refused_at_once_or_left_out(monkeypatch, checkpoi
     assert subject.broken("val") == (6,)
 
 
-def test_a_share_of_the_labels(tmp_path, checkpoint, image_folder, monkeypatch):
+def test_a_share_of_the_labels(checkpoint, image_folder):
     root = image_folder(train=20, val=2)
     subject = subject_of(checkpoint, root)
     split = subject.split("train")
-    assert labeled_part(subject, 100) == (split, "all")
-    part, said = labeled_part(subject, 10)
+    assert labeled_part(subject, "all") == (split, "all")
+    part, said = labeled_part(subject, "10percent")
     assert np.bincount(part.labels).tolist() == [2, 2]
-    assert said == "10 % of every class, drawn with seed 0"
-    assert list(labeled_part(subject, 10)[0].sample_ids) == list(part.sample_ids)
-    subject.seed = 1
-    assert list(labeled_part(subject, 10)[0].sample_ids) != list(part.sample_ids)
+    assert said.startswith("drawn: shuffling 0 of seed 0")
     (root / "10percent.txt").write_text("a/0003.png\nb/0007.png\n")
-    listed, said = labeled_part(subject, 10)
+    labeled_splits.cache_clear()
+    listed, said = labeled_part(subject, "10percent")
     assert list(listed.sample_ids) == ["a/0003.png", "b/0007.png"]
-    assert said.startswith("listed in 10percent.txt ")
-    assert len(labeled_part(subject, 1)[0]) == 2  # the list of 10 % is not that of 1 %
-    # ImageNet's lists may lie under SSL_BENCH_DATA; they are nobody else's.
-    (root / "10percent.txt").unlink()
-    monkeypatch.setenv("SSL_BENCH_DATA", str(tmp_path / "lists"))
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "10percent.txt").write_text("a/0001.png\n")
-    assert len(labeled_part(subject, 10)[0]) == 4
-    subject.dataset = replace(subject.dataset, name="imagenet")
-    assert list(labeled_part(subject, 10)[0].sample_ids) == ["a/0001.png"]
+    assert said.endswith("10percent.txt")
+    assert len(labeled_part(subject, "1percent")[0]) == 2  # the list of 10 % is not that of 1 %
 
 
 def test_only_the_labeled_part_is_trained_on(monkeypatch, checkpoint, image_folder):
@@ -553,15 +543,15 @@ def test_only_the_labeled_part_is_trained_on(monkeypatch, checkpoint, image_fold
     monkeypatch.setattr(
         NetworkLearner, "step", lambda self, v, now: (seen.append(v.images[0].shape[0]), step(self, v, now))[1]
     )
-    recipe = replace(TINY, labels_percent=20.0, projector=True, pooling="cls")
+    recipe = replace(TINY, labels="10percent", projector=True, pooling="cls")
     finetune.check(subject, recipe)
     scores = finetune.run(subject, recipe)
-    assert scores.details["train_images"] == 8
-    assert scores.details["labels"] == "20 % of every class, drawn with seed 0"
-    assert seen == [4] * 4  # two steps an epoch
+    assert scores.details["train_images"] == 4
+    assert scores.details["labels"].startswith("drawn: shuffling 0 of seed 0")
+    assert seen == [4] * 2  # a step an epoch
     assert len(subject.split("train")) == 40
     with pytest.raises(UserError, match="2 images, which do not fill one batch of 4"):
-        finetune.check(subject, replace(recipe, labels_percent=5.0))
+        finetune.check(subject, replace(recipe, labels="1percent"))
 
 
 # --- refusals ---

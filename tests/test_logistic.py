@@ -69,13 +69,13 @@ def test_the_minimum_is_that_of_newton_and_of_scikit_learn(n, dim, penalty):
 @pytest.mark.parametrize(("n", "dim", "classes"), [(120, 9, 12), (60, 200, 20), (40, 5, 2), (30, 60, 30)])
 @pytest.mark.parametrize("of_all", [1e-2, 0.1, 1.0, 10.0])
 def test_no_worse_than_cyanure(n, dim, classes, of_all, in_float32_first, monkeypatch):
-    """Down to 1e-8 of the objective: cyanure's own float32 cannot tell less than 6e-8."""
+    """Down to 5e-10 of the objective, where the gap lets us stop."""
     monkeypatch.setattr(logistic, "_SMALL", 0 if in_float32_first else 1e8)
     features, labels = problem(n, dim, classes, seed=n)
     ours = solve_lbfgs(features, labels, classes=classes, penalty=of_all / n)
     theirs = solve_cyanure(features, labels, classes=classes, penalty=of_all / n)
-    assert ours.objective <= theirs.objective * (1 + 1e-8)
-    assert 0 <= ours.gap <= 1.001e-8 * ours.objective
+    assert ours.objective <= theirs.objective * (1 + 5e-10)
+    assert 0 <= ours.gap <= 5.001e-10 * ours.objective
     assert ours.objective >= theirs.objective - theirs.gap * (1 + 1e-9)  # their gap bounds too
     assert theirs.objective == pytest.approx(ours.objective, rel=0.05)  # the same problem: classes, scaling, penalty
     assert theirs.weight.shape == ours.weight.shape == (classes, dim)

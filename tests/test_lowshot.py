@@ -21,16 +21,10 @@ from ssl_bench.evaluate.features import extract
 from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.evaluate.subject import Subject
-from ssl_bench.protocols import lowshot
-from ssl_bench.protocols.catalog import PROTOCOLS
+from ssl_bench.protocols import label_splits, lowshot
 from ssl_bench.protocols.lowshot import RECIPES, prepared, splits_of
 
 CLASSES = ("n01", "n02", "n03")
-
-
-@pytest.fixture(autouse=True)
-def _listed(monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "lowshot", lowshot)
 
 
 @pytest.fixture
@@ -158,11 +152,11 @@ def test_drawn_splits_are_balanced_seeded_and_nested(world):
 def test_a_percent_of_a_class_is_rounded_to_the_nearest(tmp_path, image_folder):
     train = open_dataset(str(image_folder(train=60, val=1))).train
     for percent, count in ((10, 6), (1, 1)):
-        assert lowshot._share(train, f"{percent}percent").tolist() == [count, count]
+        assert label_splits._share(train, f"{percent}percent").tolist() == [count, count]
     labels = np.repeat([0, 1], [1299, 851])
     big = dataclasses.replace(train, labels=labels, sample_ids=[str(n) for n in range(len(labels))])
-    assert lowshot._share(big, "1percent").tolist() == [13, 9]
-    assert np.bincount(labels[lowshot._drawn(big, "1percent", 0, 0).rows]).tolist() == [13, 9]
+    assert label_splits._share(big, "1percent").tolist() == [13, 9]
+    assert np.bincount(labels[label_splits._drawn(big, "1percent", 0, 0).rows]).tolist() == [13, 9]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +316,8 @@ def test_both_solvers_agree(world):
     assert ours["objective"] <= theirs["objective"] * (1 + 1e-8)
 
 
-def test_one_split_keeps_its_predictions_and_only_its_images_are_read(world, tmp_path):
+def test_one_split_keeps_its_predictions_and_only_its_images_are_read(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(lowshot, "_FEW", 20)  # train has 63
     write_msn(world)
     save_checkpoint(tmp_path / "tiny.pt", tiny_backbone())
     settings = {"amounts": "1shot", "splits": "1", "resize_px": "16", "crop_px": "16"}
@@ -337,7 +332,20 @@ def test_one_split_keeps_its_predictions_and_only_its_images_are_read(world, tmp
     assert record.warnings == []
 
 
-def test_broken_images_are_left_out_and_a_class_must_stay(world):
+def test_few_training_images_are_read_whole_to_the_same_end(world, monkeypatch):
+    recipe = small(amounts=("2shot", "5shot"))
+    assert set(lowshot.readings(subject_of(world), recipe)) == {"train", "val"}
+    whole = lowshot.run(subject_of(world), recipe)
+    monkeypatch.setattr(lowshot, "_FEW", 20)
+    assert set(lowshot.readings(subject_of(world), recipe)) == {"val"}
+    part = lowshot.run(subject_of(world), recipe)
+    assert whole.metrics == part.metrics
+    assert whole.details["train_features"] != part.details["train_features"]
+
+
+@pytest.mark.parametrize("few", [20, 100])
+def test_broken_images_are_left_out_and_a_class_must_stay(world, monkeypatch, few):
+    monkeypatch.setattr(lowshot, "_FEW", few)
     subject = subject_of(world, skip_broken=True)
     recipe = small(amounts=("2shot", "10percent"), splits=1)
     rows = splits_of(subject, recipe)["10percent"][0].rows

@@ -86,6 +86,20 @@ def test_several_protocols_share_one_extraction_and_records_are_kept(tiny, image
     assert set(frame[frame.is_main].recipe) == {"dino", "moca-paper", "mmc-hybrid"}
 
 
+def test_four_protocols_read_every_image_once(monkeypatch):
+    from ssl_bench.evaluate import features
+
+    passes = []
+    load = features.load
+    monkeypatch.setattr(features, "load", lambda split, *rest: (passes.append(split.name), load(split, *rest))[1])
+    four = "knn,linear/cached,lowshot,fewshot"
+    records = ssl_bench.run("random:vit_32x1x2_patch4_8", four, dataset="digits", seed=7)
+    assert passes == ["train", "val"]
+    assert [record.protocol for record in records] == ["knn", "linear", "lowshot", "fewshot"]
+    assert len({record.seconds["extract_shared"] for record in records}) == 1
+    assert all(used.source == "extracted" for record in records for used in record.features)
+
+
 def test_accuracy_and_samples_agree_with_a_count_by_hand(tiny, image_folder):
     (record,) = ssl_bench.run(
         tiny, "knn", dataset=str(image_folder()), settings={"resize_px": "16", "crop_px": "16", "neighbors": "1"}
