@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
     "encoder":    _TUNED,
     # Ours. LARS multiplies its step by .001 times the length of the weights: hence the large learning rate.
     "toy":        replace(_TOY, mode="encoder", lr=4e-3),
-    "toy-input":  replace(_TOY, mode="input", lr=32.0),
+    "toy-input":  replace(_TOY, mode="input", lr=32.0, epochs=2),
     "toy-linear": replace(_TOY, lr=32.0),
 }
 # fmt: on
@@ -111,6 +111,8 @@ def readings(subject: Subject, recipe: Recipe) -> dict[str, list[Reading]]:
 def check(subject: Subject, recipe: Recipe) -> None:
     """The adapters, and what every training needs."""
     check_training(subject, recipe)
+    if recipe.mode != "encoder" and subject.effort.dtype == "fp16":
+        raise UserError(f"--dtype fp16: the gradients of mode={recipe.mode} are too small for it; use bf16 or fp32.")
     checkpoint, architecture = subject.checkpoint, subject.checkpoint.architecture
     if missing := [name for name in _NEEDS[recipe.mode] if name not in checkpoint.extras]:
         raise UserError(

@@ -14,13 +14,14 @@ The reported number is the recipe's own: its best head at its best epoch on val 
 no longer finite is dropped and named in the record.
 
 Learning rates are those of a batch of 256 and grow with it. Departures: batch statistics are those of the whole batch
-over all processes (MAE's are each GPU's); incomplete last batches are left out (as MAE's script does, DINO's does not).
+over all processes (MAE's are each GPU's), with eps 1e-6 in every row (ExtreMA's has torch's 1e-5); incomplete last
+batches are left out (as MAE's script does, not DINO's); crops are torchvision's in every row (the probes of MAE and
+SdAE try a box once, where torchvision tries ten times).
 Recipes named `cached` train without augmentation on cached features; that is quick, and not what any paper reports.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -40,7 +41,7 @@ from ssl_bench.evaluate.training.schedules import Progress, warmup_cosine
 from ssl_bench.evaluate.vectors import Vectors
 from ssl_bench.protocols.heads import Heads
 from ssl_bench.protocols.optimizers import StackedSgd
-from ssl_bench.protocols.training import Batches, Course, History, Labeled, image_batches, train
+from ssl_bench.protocols.training import Batches, Course, History, Labeled, check_batch, identity, image_batches, train
 
 VERSION = 1
 DATA, DISTRIBUTED = "images", True
@@ -93,6 +94,8 @@ class Recipe:
         return "test" if self.reported == "best" or len(self.base_lr) > 1 else "none"
 
 
+_PIECE = 512  # images that a worker makes at a time
+
 # Words of the table.
 _CLS: Final = "cls"
 _AVG: Final = "patch_mean"
@@ -122,7 +125,7 @@ RECIPES: dict[str, Recipe] = {
     "ibot":           Recipe(_BOTH, 1, True,  _PLAIN, _SGD,      _45,      1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _BEST,
                              source="bytedance/ibot eval_linear_multi.py, run.sh (n_last_blocks 1, avgpool 2)",
-                             published="ImageNet: iBOT ViT-B/16 79.6 (MOCA Table 6)"),
+                             published="ImageNet: iBOT ViT-B/16 79.6 (MOCA Table 6), ViT-L/16 81.0 (MOCA Table 12)"),
     "ibot-small":     Recipe(_CLS,  4, True,  _PLAIN, _SGD,      _45,      1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _BEST,
                              source="bytedance/ibot run.sh (ViT-S: n_last_blocks 4, avgpool 0)",
@@ -130,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
     "dino":           Recipe(_CLS,  4, True,  _PLAIN, _SGD,      (0.001,), 1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _BEST,
                              source="facebookresearch/dino eval_linear.py (ViT-S: the 4 last blocks)",
-                             published="not in the five papers"),
+                             published="ImageNet: DINO ViT-S/16 77.0 (ExtreMA Table 7)"),
     "dino-base":      Recipe(_BOTH, 1, True,  _PLAIN, _SGD,      (0.001,), 1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _BEST,
                              source="facebookresearch/dino eval_linear.py (ViT-B: 1 block and the average patch)",
@@ -143,7 +146,7 @@ RECIPES: dict[str, Recipe] = {
     "moca-avg":       Recipe(_AVG,  1, True,  _PLAIN, _SGD,      _45,      1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _BEST,
                              source="valeoai/MOCA eval_linear.py (avgpool_patchtokens 1)",
-                             published="ImageNet: MOCA ViT-B/16 78.7 (Table 6), v1.0 79.2 (README)"),
+                             published="ImageNet: MOCA ViT-B/16 78.7 (Table 6), 400 epochs 79.3, ViT-L 80.3 (Table 11)"),
     "moca-paper":     Recipe(_AVG,  1, True,  _PLAIN, _SGD,      (0.04,),  1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _LAST,
                              source="MOCA Table 16",
@@ -155,7 +158,7 @@ RECIPES: dict[str, Recipe] = {
     "mae-large":      Recipe(_CLS,  1, True,  _BN,    _LARS,     (0.1,),   16384, 50,  10, _STEP,
                              _AREA, _CUB, 256, 224, _CUB, _BEST,
                              source="facebookresearch/mae main_linprobe.py (ViT-L and H: 50 epochs)",
-                             published="not in the five papers"),
+                             published="ImageNet: MAE ViT-L/16 75.1 (MOCA Table 12)"),
     # Table 16 follows MAE and no code was released: MAE's batch norm is assumed, and the last epoch.
     "tec":            Recipe(_CLS,  1, True,  _BN,    _LARS,     (0.1,),   16384, 90,  10, _STEP,
                              _AREA, _CUB, 256, 224, _CUB, _LAST,
@@ -173,12 +176,12 @@ RECIPES: dict[str, Recipe] = {
     "extrema-paper":  Recipe(_CLS,  1, False, _BN,    _LARS,     (0.1,),   4096,  90,  10, _STEP,
                              _AREA, _LIN, 256, 224, _LIN, _LAST,
                              source="ExtreMA Table 14",
-                             published="ImageNet: ExtreMA ViT-B/16 73.3 (Table 7)"),
+                             published="ImageNet: ExtreMA ViT-B/16 73.3, ViT-S/16 69.4, 22k 74.5 and 65.7 (Table 7)"),
     # MSN: no final norm; a learned norm and unit length before the layer; lr 6.4 for 8192 images. 1 block: assumption.
     "msn":            Recipe(_CLS,  1, False, _LN,    _NESTEROV, (0.2,),   8192,  100, 0,  _STEP,
-                             _AREA, _LIN, 256, 224, _LIN, _LAST,
-                             source="facebookresearch/msn linear_eval.py",
-                             published="not in the five papers"),
+                             _AREA, _LIN, 256, 224, _LIN, _BEST,
+                             source="facebookresearch/msn linear_eval.py (keeps the best epoch)",
+                             published="ImageNet: MSN ViT-S/16 76.9, ViT-B/16 76.8 (ExtreMA Table 7)"),
     "mocov3":         Recipe(_CLS,  1, True,  _PLAIN, _SGD,      (3.0,),   1024,  90,  0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _LIN, _BEST,
                              source="facebookresearch/moco-v3 main_lincls.py",
@@ -210,7 +213,7 @@ def readings(subject: Subject, recipe: Recipe) -> dict[str, list[Reading]]:
 def check(subject: Subject, recipe: Recipe) -> None:
     """The same classes in both splits, a full batch, images of a size that can be cropped."""
     subject.require_shared_classes()
-    steps_per_epoch(len(subject.split("train")), recipe.batch)
+    check_batch(len(subject.split("train")), recipe.batch)
     if recipe.scale is not None and subject.checkpoint.format == "pixels":
         raise UserError("pixels: have no input size to crop to; use a recipe without augmentation: linear/cached.")
 
@@ -223,14 +226,7 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
     learner = Probe(subject, recipe)
     course = Course(
         title=f"linear probe of {subject.checkpoint.name}",
-        identity={
-            "protocol": f"linear@v{VERSION}",
-            "recipe": dataclasses.asdict(recipe),
-            "weights": subject.checkpoint.weights_sha256,
-            "data": {name: split.manifest_sha256 for name, split in subject.dataset.splits.items()},
-            "dtype": subject.effort.dtype,
-            "world": distributed.world_size(),
-        },
+        identity=identity(subject, subject.split("train"), recipe, f"linear@v{VERSION}"),
         images=learner.images,
         batch=recipe.batch,
         epochs=recipe.epochs,
@@ -242,29 +238,35 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
 
 
 def _scores(recipe: Recipe, learner: Probe, history: History, labels: IntArray) -> Scores:
-    curve = np.array(history.accuracies)  # (epochs, heads)
     assert history.best is not None
     assert history.last is not None
-    best, last = accuracy(history.best == labels), accuracy(history.last == labels)
+    alive = np.flatnonzero(learner.finite.cpu().numpy())
+    curve = np.array(history.accuracies)[:, alive]  # (epochs, heads that lived)
+    best, last = (
+        predictions[alive[values.argmax()]]
+        for predictions, values in ((history.best, curve.max(axis=0)), (history.last, curve[-1]))
+    )
+    scores = {"top1_best": accuracy(best == labels), "top1_last": accuracy(last == labels)}
     heads = [
         {
-            "base_lr": lr,
-            "best": float(curve[:, number].max()),
-            "best_epoch": history.epochs[int(curve[:, number].argmax())],
-            "last": float(curve[-1, number]),
+            "base_lr": recipe.base_lr[number],
+            "best": float(values.max()),
+            "best_epoch": history.epochs[int(values.argmax())],
+            "last": float(values[-1]),
         }
-        for number, lr in enumerate(recipe.base_lr)
-        if learner.finite[number]
+        for number, values in zip(alive, curve.T, strict=True)
     ]
-    dropped = [lr for number, lr in enumerate(recipe.base_lr) if not learner.finite[number]]
+    dropped = [lr for number, lr in enumerate(recipe.base_lr) if number not in alive]
     warnings = [f"the loss at base_lr={lr:g} was no longer finite; that head was dropped" for lr in dropped]
     if recipe.scale is None:
         warnings.append("trained without augmentation on cached features: not comparable with published numbers")
-    chosen = history.best if recipe.reported == "best" else history.last
+    replaced = len(distributed.union(learner.broken))
+    if replaced:
+        warnings.append(f"{replaced} broken training images were replaced, each by the next one of the split")
     return Scores(
-        {"top1": best if recipe.reported == "best" else last, "top1_best": best, "top1_last": last},
+        {"top1": scores[f"top1_{recipe.reported}"], **scores},
         main="top1",
-        predictions=chosen,
+        predictions=best if recipe.reported == "best" else last,
         warnings=tuple(warnings),
         details={
             "features": "cached, no augmentation" if recipe.scale is None else "augmented",
@@ -273,6 +275,7 @@ def _scores(recipe: Recipe, learner: Probe, history: History, labels: IntArray) 
             "epochs": history.epochs,
             "best_head_by_epoch": curve.max(axis=1).tolist(),
         },
+        skipped={"train": replaced} if learner.train is None else {},
     )
 
 
@@ -303,6 +306,8 @@ class Probe:
             trust=0.001 if recipe.optimizer == "lars" else None,
         )
         self.finite = torch.ones(heads, dtype=torch.bool, device=self.device)
+        self.readable = torch.tensor(True, device=self.device)  # whether all features were numbers
+        self.broken: dict[int, str] = {}
 
     @property
     def batches(self) -> Batches:
@@ -315,7 +320,14 @@ class Probe:
         assert view.crop_px is not None
         crop = View((recipe.scale[0], recipe.scale[1]), recipe.crops)
         labels = self.subject.split("train").labels
-        return image_batches(self.subject, Labeled(crop, view.crop_px, architecture.patch_px, labels), recipe.batch)
+        return image_batches(
+            self.subject,
+            Labeled(crop, view.crop_px, architecture.patch_px, labels),
+            recipe.batch,
+            piece=_PIECE,  # of batches up to 16,384 images, only the features are kept
+            read=self._features,
+            broken=self.broken,
+        )
 
     def _cached_batches(self, start: int, stop: int) -> Generator[Views, None, None]:
         assert self.train is not None
@@ -335,7 +347,8 @@ class Probe:
         self.optimizer.set_scale(
             warmup_cosine(1.0, 0.0, epoch=epoch, warmup_epochs=recipe.warmup_epochs, total_epochs=recipe.epochs)
         )
-        x = views.images[0] if self.train is not None else self._features(views.images[0])
+        x = views.images[0]
+        self.readable &= x.isfinite().all()
         losses = self.heads.losses(x, views.draws[0])  # (K,)
         # The heads do not touch each other, so the sum gives each its own gradient.
         for parameter, gradient in zip(
@@ -354,6 +367,11 @@ class Probe:
     @torch.no_grad()
     def predict(self) -> IntArray:
         """By the cached features of val, which are not augmented. Heads without a finite loss predict nothing: -1."""
+        if not distributed.mean_of_all(self.readable.float()) == 1:
+            raise UserError(
+                f"features of augmented images are not finite with --dtype {self.subject.effort.dtype}. With fp16 try "
+                "bf16 or fp32; are there NaN in the weights?"
+            )
         if not self.finite.any():
             raise UserError(
                 f"the loss of every head is not finite (base_lr={', '.join(f'{lr:g}' for lr in self.recipe.base_lr)}). "

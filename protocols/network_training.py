@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -37,7 +37,7 @@ from ssl_bench.evaluate.training.supervised import (
     erase,
     with_own_drop_path,
 )
-from ssl_bench.protocols.training import Course, Learner, image_batches, train
+from ssl_bench.protocols.training import Course, Learner, identity, image_batches, train
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone
@@ -133,6 +133,8 @@ def check_training(subject: Subject, recipe: Training) -> None:
             f"batch={recipe.batch}: mixup and cutmix mix pairs of images, so the batch must divide by {2 * world}; "
             "choose another --set batch=..., or turn them off: --set mixup=0 --set cutmix=0."
         )
+    if recipe.batch % world:
+        raise UserError(f"batch={recipe.batch} cannot be shared equally by {world} processes; choose another batch.")
     if subject.effort.dtype == "fp16" and not subject.effort.device.startswith("cuda"):
         raise UserError(f"--dtype fp16 trains on CUDA only (device {subject.effort.device}); use bf16 or fp32.")
 
@@ -169,6 +171,7 @@ class Shared:
         broken = set(found.broken)
         self.readable = [index for index in range(len(subject.split("val"))) if index not in broken]
         self.labels = subject.labels("val", found)
+        subject.checkpoint.backbone.cpu()  # the frozen copy is done with; a trained one takes its place
 
     def placed(self, network: nn.Module) -> nn.Module:
         """The network on the device, with the attention that is quick there."""
@@ -250,9 +253,7 @@ class NetworkLearner:
             loss = -(targets[part] * logits.float().log_softmax(dim=1)).sum() / count
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        for parameter in self.trained:
-            if parameter.grad is not None:
-                distributed.mean_of_all(parameter.grad)
+        self._average([parameter.grad for parameter in self.trained if parameter.grad is not None])
         mean_loss = float(distributed.mean_of_all(total))
         lost = self.scaler.is_enabled() and self.scaler.get_scale() < 1e-3  # no scale fits the fp16 gradients
         if lost or not math.isfinite(mean_loss):
@@ -260,6 +261,13 @@ class NetworkLearner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _average(self, gradients: list[Tensor]) -> None:
+        """Over processes, in one exchange."""
+        if distributed.world_size() > 1:
+            mean = distributed.mean_of_all(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):  # type: ignore[no-untyped-call]
+                gradient.copy_(part.view_as(gradient))
 
     def predict(self) -> IntArray:
         """By the network as it is."""
@@ -300,19 +308,10 @@ def trained_scores(known: Shared, learner: Learner, *, protocol: str, data: Subj
     else makes this training another one.
     """
     subject, recipe = known.subject, known.recipe
-    settings = {name: value for name, value in asdict(recipe).items() if name not in ("source", "published")}
     split = data.split("train")
     course = Course(
         title=f"{protocol.partition('@')[0]} of {subject.checkpoint.name}",
-        identity={
-            "protocol": protocol,
-            "recipe": settings,
-            "weights": subject.checkpoint.weights_sha256,
-            "architecture": asdict(subject.checkpoint.architecture),
-            "data": {"train": split.manifest_sha256, "val": subject.split("val").manifest_sha256},
-            "dtype": subject.effort.dtype,
-            "extra": extra,
-        },
+        identity=identity(subject, split, recipe, protocol) | {"extra": extra},
         images=len(split),
         batch=recipe.batch,
         epochs=recipe.epochs,
@@ -321,12 +320,27 @@ def trained_scores(known: Shared, learner: Learner, *, protocol: str, data: Subj
     )
     image_px, mean = side_px(subject, recipe), subject.checkpoint.architecture.mean
     sample = Supervised(recipe.augmentation, recipe.least_area, recipe.erasing, image_px, mean, split.labels)
-    history = train(course, learner, image_batches(data, sample, recipe.batch), known.labels)
+    broken: dict[int, str] = {}
+    # One process takes its batch in pieces, so that several workers make it; of several, each takes a run of the batch.
+    piece = PART if distributed.world_size() == 1 else None
+    history = train(
+        course, learner, image_batches(data, sample, recipe.batch, piece=piece, broken=broken), known.labels
+    )
     assert history.last is not None
     assert history.best is not None
-    metrics = {"top1": accuracy(history.last == known.labels)}
+    replaced = len(distributed.union(broken))
+    metrics = {"top1": accuracy(history.last[0] == known.labels)}
     details: dict[str, object] = {"train_images": len(split), "image_px": image_px, "peak_lr": recipe.peak_lr}
     if recipe.every_epoch:
-        metrics["top1_best_epoch"] = accuracy(history.best == known.labels)
+        metrics["top1_best_epoch"] = accuracy(history.best[0] == known.labels)
         details |= {"epochs": history.epochs, "top1_by_epoch": [values[0] for values in history.accuracies]}
-    return Scores(metrics, main="top1", predictions=history.last, details=details)
+    said = (f"{replaced} broken training images were replaced, each by the next one of the split",) if replaced else ()
+    return Scores(
+        metrics,
+        main="top1",
+        predictions=history.last[0],
+        warnings=said,
+        details=details,
+        evaluated={"train": len(split) - replaced},
+        skipped={"train": replaced},
+    )

@@ -14,7 +14,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +22,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from ssl_bench.errors import UserError
 from ssl_bench.evaluate.saving import save
+from ssl_bench.evaluate.splits import Split
 from ssl_bench.evaluate.subject import IntArray, Subject
 from ssl_bench.evaluate.training import distributed
 from ssl_bench.evaluate.training.augment import Pixels, View, draw_views
@@ -76,17 +79,46 @@ class History:
 
     epochs: list[int] = field(default_factory=list)
     accuracies: list[list[float]] = field(default_factory=list)  # at each of those, by variant
-    best: IntArray | None = None  # predictions of the best variant at its best epoch; the earlier of equal ones
-    last: IntArray | None = None  # predictions of the best variant at the last epoch
+    best: IntArray | None = None  # (variants, n), each at its best epoch; the earlier of equal ones
+    last: IntArray | None = None  # (variants, n)
 
     def add(self, epoch: int, predictions: IntArray, labels: IntArray) -> None:
         """What was predicted after an epoch."""
         accuracies = 100 * (predictions == labels).mean(axis=1)
-        if self.best is None or accuracies.max() > np.max(self.accuracies):
-            self.best = predictions[accuracies.argmax()]
-        self.last = predictions[accuracies.argmax()]
+        if self.best is None:
+            self.best = predictions.copy()
+        else:
+            better = accuracies > np.max(self.accuracies, axis=0)
+            self.best[better] = predictions[better]
+        self.last = predictions
         self.epochs.append(epoch)
         self.accuracies.append(accuracies.tolist())
+
+
+def identity(subject: Subject, split: Split, recipe: Any, protocol: str) -> dict[str, Any]:
+    """What makes a training of this network on these labeled images by this recipe another one."""
+    return {
+        "protocol": protocol,  # with its version
+        "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _ORIGIN},
+        "weights": subject.checkpoint.weights_sha256,
+        "architecture": dataclasses.asdict(subject.checkpoint.architecture),
+        "data": [(each.manifest_sha256, each.freshness) for each in (split, subject.split("val"))],
+        "dtype": subject.effort.dtype,
+        "world": distributed.world_size(),
+    }
+
+
+_ORIGIN = ("source", "published")  # where a recipe comes from changes no number
+
+
+def check_batch(images: int, batch: int) -> None:
+    """A whole batch, that all processes can share equally."""
+    steps_per_epoch(images, batch)
+    if batch % distributed.world_size():
+        raise UserError(
+            f"a batch of {batch} images cannot be shared equally by {distributed.world_size()} processes; choose a "
+            "multiple of their number: --set batch=..., or start another number of processes."
+        )
 
 
 def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> History:
@@ -95,6 +127,11 @@ def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> 
     total = per_epoch * course.epochs
     state = _StateFile(course)
     history, first = state.restore(learner)
+    if distributed.union([first]) != {first}:
+        raise UserError(
+            f"the processes do not find the same interrupted training (steps {sorted(distributed.union([first]))}). "
+            "Point SSL_BENCH_CACHE of all machines to one shared folder, or remove its folder training."
+        )
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
         advance: Callable[[int], None] = lambda count: None  # noqa: E731
@@ -106,7 +143,9 @@ def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> 
         for step in range(first, total):
             # The learner's own randomness (drop path) depends on the step alone, not on what ran before.
             torch.manual_seed(mixed(course.seed, step, distributed.rank()))
-            learner.step(next(steps), Progress(step, per_epoch, course.epochs))
+            views = next(steps)
+            with _memory_explained():
+                learner.step(views, Progress(step, per_epoch, course.epochs))
             now = Progress(step + 1, per_epoch, course.epochs)
             if _is_time_to_evaluate(course, now):
                 history.add(round(now.epoch), learner.predict(), labels)
@@ -118,6 +157,17 @@ def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> 
                 raise SystemExit(_farewell(now))
     state.remove()
     return history
+
+
+@contextlib.contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory is full: {str(error).splitlines()[0]} Compute a batch in smaller parts, which changes "
+            "nothing else: --batch-size 32; or take --dtype bf16."
+        ) from error
 
 
 def _is_time_to_evaluate(course: Course, now: Progress) -> bool:
@@ -210,25 +260,47 @@ class Labeled:
         return views, (self.labels[index : index + 1].reshape(()),)
 
 
-def image_batches(subject: Subject, sample: Sampler, batch: int) -> Batches:
-    """Batches of the training images, each drawn by `sample`, normalized for the network."""
-    split, effort = subject.split("train"), subject.effort
+def image_batches(
+    subject: Subject,
+    sample: Sampler,
+    batch: int,
+    *,
+    piece: int | None = None,
+    read: Callable[[Tensor], Tensor] = lambda images: images,
+    broken: dict[int, str] | None = None,
+) -> Batches:
+    """Batches of the training images, each drawn by `sample`, normalized for the network.
+
+    With `piece`, workers make no more than so many images at a time; the images of a process are then no consecutive
+    part of the batch if there are several. `read` is what is kept of each piece of images. `broken` is filled with the
+    images that were replaced because they cannot be read.
+    """
+    split, effort, world = subject.split("train"), subject.effort, distributed.world_size()
+    share = batch // world
+    parts = next(n for n in range(1, share + 1) if share % n == 0 and (piece is None or share // n <= piece))
     plan = Plan(
         sample=sample,
         batch=batch,
-        accumulate=1,
+        accumulate=parts,
         seed=subject.seed,
         rank=distributed.rank(),
-        world=distributed.world_size(),
+        world=world,
         workers=effort.workers,
         skip_broken=effort.skip_broken,
     )
 
     def draw(start: int, stop: int) -> Generator[Views, None, None]:
-        data = batches(split, plan, start_step=start, stop_step=stop)
-        device = torch.device(effort.device)
+        data = batches(split, plan, start_step=start, stop_step=stop, broken=broken)
+        device, architecture = torch.device(effort.device), subject.checkpoint.architecture
         with contextlib.closing(data):
-            for images, draws in data:
-                yield prepared(images, draws, device=device, architecture=subject.checkpoint.architecture)
+            for _ in range(start, stop):
+                pieces = []
+                for _ in range(plan.accumulate):
+                    views = prepared(*next(data), device=device, architecture=architecture)
+                    pieces.append(Views((read(views.images[0]),), views.draws))
+                yield Views(
+                    (torch.cat([views.images[0] for views in pieces]),),
+                    tuple(torch.cat(draws) for draws in zip(*(views.draws for views in pieces), strict=True)),
+                )
 
     return draw

@@ -242,7 +242,7 @@ def test_augmented_features_are_those_of_the_drawn_crops(subject):
             x = backbone.embed(((torch.from_numpy(pixels) / 255 - mean) / std)[None])[0]
             outputs = [x := block(x) for block in backbone.vit.blocks]
             expected.append(torch.cat([backbone.vit.norm(tokens)[0, 0] for tokens in outputs[-2:]]))
-    torch.testing.assert_close(probe._features(views.images[0]), torch.stack(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(views.images[0], torch.stack(expected), rtol=1e-4, atol=1e-4)
     assert views.draws[0].tolist() == subject.split("train").labels[order].tolist()
 
 
@@ -396,8 +396,27 @@ PUBLISHED = {
     "sdae": ("cls", 1, True, "batch_norm", "lars", (0.1,), 4096, 90, 10, "best", "test"),
     "extrema-readme": ("cls", 1, False, "batch_norm", "sgd", (0.1,), 4096, 90, 10, "best", "test"),
     "extrema-paper": ("cls", 1, False, "batch_norm", "lars", (0.1,), 4096, 90, 10, "last", "none"),
-    "msn": ("cls", 1, False, "layer_norm", "nesterov", (6.4 * 256 / 8192,), 8192, 100, 0, "last", "none"),
+    "msn": ("cls", 1, False, "layer_norm", "nesterov", (6.4 * 256 / 8192,), 8192, 100, 0, "best", "test"),
     "mocov3": ("cls", 1, True, "plain", "sgd", (3.0,), 1024, 90, 0, "best", "test"),
+}
+
+
+NUMBERS = {
+    "ibot": "iBOT ViT-B/16 79.6 (MOCA Table 6), ViT-L/16 81.0",
+    "ibot-small": "not in",
+    "dino": "DINO ViT-S/16 77.0",
+    "dino-base": "DINO ViT-B/16 78.2",
+    "moca": "79.5",
+    "moca-avg": "78.7 (Table 6), 400 epochs 79.3, ViT-L 80.3",
+    "moca-paper": "78.7",
+    "mae": "67.8 (SdAE Table 2), 68.0 (TEC Table 3)",
+    "mae-large": "75.1",
+    "tec": "69.8",
+    "sdae": "64.9, 100 epochs 60.3",
+    "extrema-readme": "73.3 with colors, 67.1 without",
+    "extrema-paper": "73.3, ViT-S/16 69.4, 22k 74.5 and 65.7",
+    "msn": "ViT-S/16 76.9, ViT-B/16 76.8",
+    "mocov3": "76.7",
 }
 
 
@@ -420,8 +439,12 @@ def test_recipes_are_what_their_sources_say(name):
     assert [getattr(row, field) for field in fields] == [vector, blocks, norm, head, optimizer, *rest]
     assert row.base_lr == pytest.approx(lr)
     assert (row.scale, row.resize_px, row.crop_px) == ((0.08, 1.0), 256, 224)
-    bicubic = name in {"mae", "mae-large", "tec", "sdae"}
-    assert row.crops == ("bicubic" if bicubic else "bilinear")
+    assert row.crops == ("bicubic" if name in {"mae", "mae-large", "tec", "sdae"} else "bilinear")
+    bilinear = name in {"extrema-readme", "extrema-paper", "msn", "mocov3"}
+    assert row.interpolation == ("bilinear" if bilinear else "bicubic")
+    stepwise = {"mae", "mae-large", "tec", "sdae", "extrema-readme", "extrema-paper", "msn"}
+    assert row.schedule == ("step" if name in stepwise else "epoch")
+    assert NUMBERS[name] in row.published
 
 
 def test_every_row_is_held_and_the_rest_are_ours():

@@ -65,7 +65,7 @@ def test_it_takes_every_step_once_and_scores_after_every_epoch():
     # After 4 and 8 steps the second variant has the first image wrong (4 % 3, 8 % 3), after 12 right.
     assert history.accuracies == [[50.0, 75.0], [50.0, 75.0], [50.0, 100.0]]
     assert history.best is not None
-    assert history.best.tolist() == history.last.tolist() == [0, 1, 2, 1]
+    assert history.best.tolist() == history.last.tolist() == [[0, 1, 0, 0], [0, 1, 2, 1]]
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(None, [3]), (2, [2, 3]), (3, [3])])
@@ -73,12 +73,13 @@ def test_val_is_scored_as_often_as_asked_and_at_the_end(every, epochs):
     assert train(dataclasses.replace(COURSE, evaluate_epochs=every), Counter(), numbered, LABELS).epochs == epochs
 
 
-def test_the_earlier_of_equally_good_epochs_is_the_best():
+def test_the_best_is_each_variants_own_and_the_earlier_of_equally_good_epochs():
     history = History()
-    history.add(1, np.array([[0, 0], [0, 1]]), np.array([0, 2]))
+    history.add(1, np.array([[0, 0], [1, 1]]), np.array([0, 2]))
     history.add(2, np.array([[1, 2], [0, 1]]), np.array([0, 2]))
-    assert history.best.tolist() == [0, 0]
-    assert history.last.tolist() == [1, 2]
+    history.add(3, np.array([[1, 1], [1, 2]]), np.array([0, 2]))
+    assert history.best.tolist() == [[0, 0], [0, 1]]
+    assert history.last.tolist() == [[1, 1], [1, 2]]
 
 
 def test_after_a_crash_it_goes_on_from_the_last_saved_state(monkeypatch, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -56,6 +56,15 @@ def gathered_from_all(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def union(numbers: Iterable[int]) -> set[int]:
+    """All that any process has."""
+    everywhere: list[set[int]] = [set(numbers)]
+    if world_size() > 1:
+        everywhere *= world_size()
+        dist.all_gather_object(everywhere, set(numbers))
+    return set().union(*everywhere)
 
 
 def from_first(x: Tensor) -> Tensor:

@@ -189,13 +189,21 @@ class Samples(torch.utils.data.Dataset[Any]):
         return image
 
 
-def batches(split: Split, plan: Plan, *, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
-    """The micro-batches of this process in order, `accumulate` a step. Closing the generator ends the workers."""
+def batches(
+    split: Split, plan: Plan, *, start_step: int, stop_step: int, broken: dict[int, str] | None = None
+) -> Generator[Batch, None, None]:
+    """The micro-batches of this process in order, `accumulate` a step. Closing the generator ends the workers.
+
+    `broken` is filled with the images that were replaced, and their files.
+    """
     steps_per_epoch(len(split), plan.batch)  # refuses here, not at the first batch
-    return _batches(split, plan, micro_batches(len(split), plan, start_step=start_step, stop_step=stop_step))
+    keys = micro_batches(len(split), plan, start_step=start_step, stop_step=stop_step)
+    return _batches(split, plan, keys, {} if broken is None else broken)
 
 
-def _batches(split: Split, plan: Plan, keys: Iterator[list[Key]]) -> Generator[Batch, None, None]:
+def _batches(
+    split: Split, plan: Plan, keys: Iterator[list[Key]], broken: dict[int, str]
+) -> Generator[Batch, None, None]:
     workers = automatic_workers(plan.world) if plan.workers is None else plan.workers
     with warnings.catch_warnings(), _signals_held():
         # More workers than processors are the user's choice. And Python 3.12 warns of forking a process with threads,
@@ -214,7 +222,6 @@ def _batches(split: Split, plan: Plan, keys: Iterator[list[Key]]) -> Generator[B
             generator=torch.Generator(),  # else a seed for the workers would be drawn from the global generator
         )
         iterator = iter(loader)
-    broken: dict[int, str] = {}
     try:
         for found in iterator:
             if isinstance(found, str):

@@ -73,7 +73,17 @@ def _rand_augment(mean: tuple[float, ...]) -> Any:
         "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),
         "interpolation": Image.Resampling.BICUBIC,
     }
-    return rand_augment_transform(RAND_AUGMENT, settings)
+    transform = rand_augment_transform(RAND_AUGMENT, settings)
+    for operation in transform.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.aug_fn = _posterized
+    return transform
+
+
+def _posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """The highest bits of every value. timm asks for none of them at its highest level, which new Pillow refuses."""
+    mask = 0xFF << (8 - min(bits, 8)) & 0xFF
+    return image.point([value & mask for value in range(256)] * 3)
 
 
 _JITTER = 0.4
