@@ -29,7 +29,7 @@ from PIL import Image
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage
-from ssl_bench.evaluate.splits import ImageFiles, Integers, Names, Split, shown
+from ssl_bench.evaluate.splits import ImageFiles, Integers, Names, Split, name_of, shown
 from ssl_bench.files import atomic_folder, cache_folder, data_folder
 from ssl_bench.progress import follow
 
@@ -187,7 +187,7 @@ def open_coco(spec: str) -> Coco:
         found = f"{root} has no folder annotations" if root.is_dir() else f"there is no folder {root}"
         raise UserError(f"{spec} is no dataset of images with boxes: {found}. {_EXPECTED}.")
     try:
-        return _open_root(root, spec if spec == "coco" else root.resolve().name, only_2017=spec == "coco")
+        return _open_root(root, spec if spec == "coco" else name_of(root), only_2017=spec == "coco")
     except OSError as error:
         raise UserError(f"cannot read {error.filename or root}: {error.strerror or error}.") from error
 
@@ -208,6 +208,9 @@ def _open_root(root: Path, name: str, *, only_2017: bool) -> Coco:
     splits, annotations, categories = {}, {}, {}
     for split in ("train", "val"):
         if path := _annotation_file(root, split, only_2017=only_2017):
+            if split == "train" and not _image_folder(root, path).is_dir():
+                notes.append(f"{path.name} is there and its images are not, so there is no train split")
+                continue
             reader = _Reader(path)
             read = reader.read(split, _image_folder(root, path), notes)
             (splits[split], annotations[split]), categories[split] = read, reader.categories
@@ -392,7 +395,10 @@ _FITTING = {
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _is_box(value: Any) -> bool:

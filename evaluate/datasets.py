@@ -22,7 +22,7 @@ from ssl_bench.evaluate.coco import COCO, open_coco
 from ssl_bench.evaluate.data_check import CheckReport, Expected, examine
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.landmarks import LANDMARKS, open_landmarks
-from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split
+from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split, name_of
 from ssl_bench.evaluate.subsets import listed_classes, listed_images
 from ssl_bench.files import data_folder
 
@@ -183,7 +183,7 @@ def _open(spec: str) -> Dataset:
                     f"labeled images: {', '.join(DATASETS)}, or a folder."
                 )
         raise unknown("dataset", spec, DATASETS)
-    return _open_path(path, path.resolve().name)
+    return _open_path(path, name_of(path))
 
 
 def _open_name(name: str, known: Known) -> Dataset:

@@ -19,7 +19,7 @@ import hashlib
 import pickle
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from PIL import Image
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage, is_image_name
-from ssl_bench.evaluate.splits import ImageFiles, Integers, Names, Split, shown
+from ssl_bench.evaluate.splits import ImageFiles, Integers, Names, Split, name_of, shown
 from ssl_bench.files import atomic_folder, cache_folder, data_folder
 from ssl_bench.progress import follow
 
@@ -116,7 +116,7 @@ def open_landmarks(spec: str) -> Landmarks:
     """Open a landmark dataset by name or path."""
     try:
         if spec == TOY:
-            return replace(_open_folder(_toy_folder()), built_in=True)
+            return replace(_open_folder(_toy_folder(), TOY), built_in=True)
         if spec not in LANDMARKS:
             return _open_folder(_given(spec))
         folder = data_folder() / spec
@@ -126,7 +126,7 @@ def open_landmarks(spec: str) -> Landmarks:
                 f"gnd_{spec}.pkl and jpg/; see the page 'Revisiting Oxford and Paris'. Set SSL_BENCH_DATA to the "
                 "folder that holds it, or give its path."
             )
-        return _open_folder(folder)
+        return _open_folder(folder, spec)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or spec}: {error.strerror or error}.") from error
 
@@ -150,9 +150,9 @@ def _toy_folder() -> Path:
     return folder
 
 
-def _open_folder(root: Path) -> Landmarks:
-    """Read the ground truth, find the images, and hold one against the other."""
-    lists = sorted(root.glob("gnd_*.pkl"))
+def _open_folder(root: Path, name: str | None = None) -> Landmarks:
+    """Read the ground truth (of that name), find the images, and hold one against the other."""
+    lists = sorted(root.glob(f"gnd_{name or '*'}.pkl"))
     if len(lists) != 1:
         found = f"has {len(lists)}: {shown(path.name for path in lists)}" if lists else "has none"
         raise UserError(f"expected one file gnd_NAME.pkl in {root}, which {found}. {_WHAT}.")
@@ -162,7 +162,7 @@ def _open_folder(root: Path) -> Landmarks:
     whole_pixels, clipped = _inside(boxes, queries, lists[0])
     query_ids = Names(f"{number:04d}/{image}" for number, image in enumerate(query_images))  # an image may come twice
     return Landmarks(
-        name=lists[0].stem.removeprefix("gnd_"),
+        name=name or name_of(Path(lists[0].stem.removeprefix("gnd_"))),
         root=root,
         built_in=False,
         queries=_split("queries", query_ids, Crops(queries, whole_pixels, truths)),
@@ -182,7 +182,9 @@ def _image_files(folder: Path, images: Sequence[str]) -> ImageFiles:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}, which holds the images. Expected {_LAYOUT}.")
     there = {path.name: path for path in folder.iterdir() if is_image_name(path.name)}
-    by_name = {path.stem: path for path in there.values()} | there
+    by_name = {
+        path.stem: path for path in sorted(there.values(), reverse=True)
+    } | there  # of several, a.jpg before a.png
     if missing := list(dict.fromkeys(image for image in images if image not in by_name)):
         raise UserError(
             f"{len(missing):,} of the listed images are not in {folder}: {shown(missing)}. Expected each as IMAGE.jpg "
@@ -366,14 +368,29 @@ def _encoded(text: str = "", _encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+class _Call:
+    """A stand-in for a function: without attributes that a file could set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise UserError("the ground truth wants to change a function, which is refused.")
+
+
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Kind,
     ("numpy", "ndarray"): _Array,
-    ("numpy.core.multiarray", "_reconstruct"): _empty,
-    ("numpy.core.multiarray", "scalar"): _number,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("_codecs", "encode"): _encoded,
-    ("__builtin__", "bytes"): _encoded,
+    ("numpy.core.multiarray", "_reconstruct"): _Call(_empty),
+    ("numpy.core.multiarray", "scalar"): _Call(_number),
+    ("numpy.core.numeric", "_frombuffer"): _Call(_from_buffer),
+    ("_codecs", "encode"): _Call(_encoded),
+    ("__builtin__", "bytes"): _Call(_encoded),
 }
 
 

@@ -238,6 +238,15 @@ class Dataset:
         return replace(self, train=shorten(self.train), val=shorten(self.val))
 
 
+BUILT_IN = ("toy", "digits", "toy-coco", "toy-roxford")
+
+
+def name_of(folder: Path) -> str:
+    """What a dataset that was given by its path is called; never as a built-in one, which comes at another size."""
+    name = folder.resolve().name
+    return f"{name}-folder" if name in BUILT_IN else name
+
+
 class AnyDataset(Protocol):
     """What every kind of dataset has: labeled images (Dataset), landmarks, images with boxes, ..."""
 

@@ -45,6 +45,7 @@ class Scores:
     predictions: IntArray | None = None  # where samples are counted: the predicted class of every val image
     warnings: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)  # for the record: plain values that JSON can hold
+    lower_is_better: bool = False  # the main metric
     # Of protocols that read images themselves: how many images of each split were evaluated, and how many skipped.
     evaluated: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)

@@ -9,6 +9,7 @@ The order stays the dataset's, so that two lists of the same images give the sam
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,17 @@ from ssl_bench.evaluate.splits import Split, shown
 from ssl_bench.progress import say
 
 
-def listed_images(split: Split, path: Path) -> Split:
-    """The samples of `split` that the list names. Every name must be there, and name one sample only."""
+def listed_images(split: Split, path: Path, *, of_its_classes: bool = False) -> Split:
+    """The samples of `split` that the list names. Every name must be there, and name one sample only.
+
+    With `of_its_classes`, ImageNet's lists serve a part of ImageNet too: names of synsets that the split does not have
+    are left out.
+    """
     lines = [line.removeprefix("./").removeprefix(f"{split.name}/") for line in _lines(path, "image names")]
+    if of_its_classes:
+        synsets = [_SYNSET.match(line.rpartition("/")[2]) for line in lines]
+        mine = [line for line, found in zip(lines, synsets, strict=True) if found is None or found[1] in split.classes]
+        lines = mine or lines
     names = Counter(lines)
     if repeated := [name for name, times in names.items() if times > 1]:
         say(f"{path} names {len(repeated):,} images more than once ({shown(repeated)}); each counts once")
@@ -49,6 +58,9 @@ def listed_images(split: Split, path: Path) -> Split:
             f"Expected names with the class folder, such as {split.sample_ids[0]}."
         )
     return split.subset(np.unique([hits[0] for hits in found.values()]))
+
+
+_SYNSET = re.compile(r"(n\d{8})_")
 
 
 def listed_classes(split: Split, path: Path) -> Split:

@@ -171,6 +171,7 @@ class Record:
     selected_on: Literal["none", "train", "val", "test"]
     scores: dict[str, Score]
     main_metric: str
+    lower_is_better: bool  # the main metric
     device: str
     dtype: str
     environment: dict[str, Any]

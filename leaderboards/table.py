@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -54,7 +55,9 @@ def leaderboard(results: Results) -> pandas.DataFrame:
     }
     values = {column: {row: cell["value"] for row, cell in by_row.items()} for column, by_row in summaries.items()}
     frame = pandas.DataFrame(values, index=pandas.Index(sorted(rows.values()), name="model"), dtype="float64")
-    frame = frame.sort_values(frame.columns[0], ascending=False, kind="stable", na_position="last")
+    first = frame.columns[0]
+    lower = any(record.lower_is_better for record in complete if columns[_column_key(record)] == first)
+    frame = frame.sort_values(first, ascending=lower, kind="stable", na_position="last")
     frame.attrs["cells"] = summaries
     frame.attrs["notes"] = _notes(summaries, complete, len(results) - len(complete))
     return frame
@@ -193,7 +196,10 @@ def _notes(summaries: dict[str, dict[str, Cell]], records: Sequence[Record], lim
         notes.append("(seeds): mean and standard deviation over seeds, ddof=1.")
     on_test = sorted({f"{r.protocol}/{r.recipe}@v{r.version}" for r in records if r.selected_on == "test"})
     if on_test:
-        notes.append(f"Selected on the test set by its recipe: {', '.join(on_test)}.")
+        notes.append(f"Selected on the test set, in whole or in part, by its recipe: {', '.join(on_test)}.")
+    low = sorted({r.main_metric for r in records if r.lower_is_better})
+    if low:
+        notes.append(f"Lower is better: {', '.join(low)}.")
     if limited:
         notes.append(f"Left out: {limited} limited run{'s' if limited > 1 else ''} (--limit).")
     return notes
@@ -248,8 +254,9 @@ def _text(value: Any, cell: Cell) -> str:
     if not isinstance(value, float):
         return str(value)
     stderr, std, interval95 = (cell.get(name) for name in ("stderr", "std", "interval95"))
-    # Percent, with one decimal as papers give it; a variance of .19 would be gone by that.
-    digits = ".1f" if abs(value) >= 1 or value == 0 else ".3g"
+    # Percent, with one decimal as papers give it; more where the value (a variance of .19) or its spread would be gone.
+    spread = next((abs(x) for x in (stderr, std, interval95) if x), 0.0)
+    digits = f".{max(1, *(-math.floor(math.log10(x)) for x in (spread, abs(value)) if 0 < x < 1), 1)}f"
     if stderr is not None:
         return f"{value:{digits}} ± {stderr:{digits}}"
     if interval95 is not None:

@@ -141,7 +141,7 @@ def _check_images(labels: IntArray, classes: tuple[str, ...], recipe: Recipe) ->
         raise UserError(
             f"an episode takes {recipe.images} images of a class ({recipe.shots} shots, {recipe.queries} queries), and "
             f"{len(few)} of the {len(classes)} classes of val have fewer: {shown(few)}. Choose {fitting}, or data with "
-            "more images."
+            "more images (--limit and lists leave some out)."
         )
 
 

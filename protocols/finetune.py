@@ -34,7 +34,7 @@ from ssl_bench.evaluate.splits import Dataset, Split
 from ssl_bench.evaluate.subject import Scores, Subject
 from ssl_bench.evaluate.training.loader import steps_per_epoch
 from ssl_bench.evaluate.training.seeds import seeded
-from ssl_bench.protocols.label_splits import labeled_splits
+from ssl_bench.protocols.label_splits import Labeled, labeled_splits, lists_used
 from ssl_bench.protocols.network_training import (
     NetworkLearner,
     Shared,
@@ -65,7 +65,8 @@ class Recipe(Training):
     layer_decay: float
     positions: Literal["trained", "fixed"]
     projector: bool  # the head stands on the first layer of the checkpoint's projector
-    labels: Literal["all", "1percent", "10percent"]  # of the training images: SimCLR's list, else drawn
+    labels: Literal["all", "1percent", "10percent"]  # of the training images
+    lists: str | None  # the folder of SimCLR's lists; None: looked for, else drawn; "draw": drawn
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -81,7 +82,7 @@ _MAE = Recipe(
     epochs=100, batch=1024, lr=5e-4, scale_lr=True, min_lr=1e-6, warmup_epochs=5.0, weight_decay=0.05,
     betas=(0.9, 0.999), drop_path=0.1, augmentation="randaug", least_area=0.08, erasing=0.25, mixup=0.8, cutmix=1.0,
     smoothing=0.1, every_epoch=True, resize_px=256, crop_px=224, interpolation="bicubic", pooling="avg",
-    layer_decay=0.65, positions="trained", projector=False, labels="all",
+    layer_decay=0.65, positions="trained", projector=False, labels="all", lists=None,
     source="facebookresearch/mae FINETUNE.md", published="ImageNet: MAE ViT-B/16 83.6 (MOCA Table 5)",
 )  # fmt: skip
 
@@ -201,14 +202,14 @@ def check(subject: Subject, recipe: Recipe) -> None:
         )
     if recipe.projector:
         first_layer(checkpoint.require_extra("projector"), architecture.dim)
-    steps_per_epoch(len(labeled_part(subject, recipe.labels)[0]), recipe.batch)
+    steps_per_epoch(len(labeled_part(subject, recipe)[0]), recipe.batch)
 
 
 def run(subject: Subject, recipe: Recipe) -> Scores:
     """Train; the accuracy of the last epoch."""
     known = Shared(subject, recipe)
     checkpoint = subject.checkpoint
-    part, described = labeled_part(subject, recipe.labels)
+    part, described = labeled_part(subject, recipe)
     assert isinstance(subject.dataset, Dataset)
     data = replace(subject, dataset=replace(subject.dataset, train=part), _features={})
     layers, extra = None, None
@@ -323,10 +324,21 @@ def width_of(layers: nn.Module) -> int:
     return next(module.out_features for module in layers.modules() if isinstance(module, nn.Linear))
 
 
-def labeled_part(subject: Subject, labels: Literal["all", "1percent", "10percent"]) -> tuple[Split, str]:
+def labeled_part(subject: Subject, recipe: Recipe) -> tuple[Split, str]:
     """The training images whose labels are used, and how they were chosen."""
     split = subject.split("train")
-    if labels == "all":
+    if recipe.labels == "all":
         return split, "all"
-    (part,) = labeled_splits(split, labels, splits=1, lists=None, root=subject.dataset.root, seed=subject.seed)
+    part = _labeled(subject, recipe, recipe.labels)
     return split.subset(part.rows), part.origin
+
+
+def _labeled(subject: Subject, recipe: Recipe, amount: Literal["1percent", "10percent"]) -> Labeled:
+    root, seed = subject.dataset.root, subject.seed
+    (part,) = labeled_splits(subject.split("train"), amount, splits=1, lists=recipe.lists, root=root, seed=seed)
+    return part
+
+
+def data_used(subject: Subject, recipe: Recipe) -> dict[str, str]:
+    """Which list was found: part of the run's identity."""
+    return {} if recipe.labels == "all" else lists_used({recipe.labels: (_labeled(subject, recipe, recipe.labels),)})

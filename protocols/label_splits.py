@@ -11,6 +11,8 @@ shots. Different splits may share images. Of 1 % of a class the nearest whole nu
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +46,18 @@ def labeled_splits(
     return tuple(_listed(train, amount, path) for path in paths) or tuple(
         _drawn(train, amount, seed, number) for number in range(splits)
     )
+
+
+def lists_used(found: Mapping[Amount, Sequence[Labeled]]) -> dict[str, str]:
+    """Which images the published lists named, for the identity of a run: a list may be found, changed or gone."""
+    return {
+        amount: "listed " + hashlib.sha256(b"".join(each.rows.tobytes() for each in labeled)).hexdigest()[:8]
+        for amount, labeled in found.items()
+        if not labeled[0].origin.startswith(_DRAWN)
+    }
+
+
+_DRAWN = "drawn"
 
 
 def _places(lists: str | None, root: Path | None) -> list[Path]:
@@ -107,7 +121,7 @@ def _concerns(train: Split, path: Path) -> bool:
 def _listed(train: Split, amount: Amount, path: Path) -> Labeled:
     """The images of one list."""
     try:
-        part = listed_images(train, path)
+        part = listed_images(train, path, of_its_classes=True)
     except UserError as error:
         raise UserError(f"{error} To draw the images by the seed instead: --set lists={DRAW}") from None
     chosen = set(part.sample_ids)
@@ -124,7 +138,7 @@ def _drawn(train: Split, amount: Amount, seed: int, number: int) -> Labeled:
     place = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # how-manieth of its class
     rows = np.sort(shuffled[by_class[place < _share(train, amount)[labels[by_class]]]])
     require_enough(train, rows, amount, f"train ({len(train):,} images)")
-    return Labeled(rows, f"drawn: shuffling {number} of seed {seed}, the first of every class")
+    return Labeled(rows, f"{_DRAWN}: shuffling {number} of seed {seed}, the first of every class")
 
 
 def _share(train: Split, amount: Amount) -> IntArray:
@@ -143,5 +157,5 @@ def require_enough(train: Split, rows: IntArray, amount: Amount, origin: str) ->
     if short := [f"{train.classes[c]} ({counts[c]})" for c in np.unique(train.labels) if counts[c] < least]:
         raise UserError(
             f"{amount}: {origin} has fewer than {least} images of {len(short):,} classes: {shown(short)}. Expected as "
-            "many of every class; complete them, leave the amount out of --set amounts, or raise --limit."
+            "many of every class; complete them, or take another amount (--limit and lists leave images out)."
         )

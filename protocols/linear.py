@@ -146,7 +146,7 @@ RECIPES: dict[str, Recipe] = {
     "moca-avg":       Recipe(_AVG,  1, True,  _PLAIN, _SGD,      _45,      1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _BEST,
                              source="valeoai/MOCA eval_linear.py (avgpool_patchtokens 1)",
-                             published="ImageNet: MOCA ViT-B/16 78.7 (Table 6), 400 epochs 79.3, ViT-L 80.3 (Table 11)"),
+                             published="ImageNet: MOCA ViT-B/16 78.7 (Table 6), 400 ep. 79.3, ViT-L 80.3 (Table 11)"),
     "moca-paper":     Recipe(_AVG,  1, True,  _PLAIN, _SGD,      (0.04,),  1024,  100, 0,  _EPOCH,
                              _AREA, _LIN, 256, 224, _CUB, _LAST,
                              source="MOCA Table 16",
@@ -275,7 +275,8 @@ def _scores(recipe: Recipe, learner: Probe, history: History, labels: IntArray) 
             "epochs": history.epochs,
             "best_head_by_epoch": curve.max(axis=1).tolist(),
         },
-        skipped={"train": replaced} if learner.train is None else {},
+        evaluated={} if learner.train else {"train": learner.images - replaced},
+        skipped={} if learner.train else {"train": replaced},
     )
 
 

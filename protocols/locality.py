@@ -43,6 +43,7 @@ from ssl_bench.evaluate.loading import refused
 from ssl_bench.evaluate.readings import Interpolation, Reading, Token, View, why_not
 from ssl_bench.evaluate.splits import Split
 from ssl_bench.evaluate.subject import IntArray, Score, Scores, Subject
+from ssl_bench.evaluate.training.loader import automatic_workers
 from ssl_bench.progress import bar
 
 VERSION = 1
@@ -239,6 +240,9 @@ class Retrieval:
         return int(self.similarity.argmax())
 
 
+_WORTH_WORKERS = 256  # targets; fewer are read sooner than processes are started
+
+
 def retrieve(subject: Subject, recipe: Recipe, targets: Sequence[Target]) -> Iterator[Retrieval]:
     """Every target in turn, but those with a broken image (--skip-broken).
 
@@ -248,7 +252,9 @@ def retrieve(subject: Subject, recipe: Recipe, targets: Sequence[Target]) -> Ite
     forward = Forward(subject.backbone, [reading], subject.effort)
     batch = subject.effort.batch_size or forward.batch_size
     crops = _Crops(subject.split("val"), targets, reading.view)
-    loader = torch.utils.data.DataLoader(crops, batch_size=None, num_workers=subject.effort.workers or 0)
+    automatic = automatic_workers(1) if len(targets) > _WORTH_WORKERS else 0
+    workers = automatic if subject.effort.workers is None else subject.effort.workers
+    loader = torch.utils.data.DataLoader(crops, batch_size=None, num_workers=workers)
     with bar(f"locality of {subject.checkpoint.name}", len(targets)) as advance:
         for target, pixels in zip(targets, loader, strict=True):
             advance(1)
@@ -319,7 +325,8 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         "boxes_retrieved_by_scale": _by_scale(subject, recipe, found),
         "iou_of_targets": [round(float(value), 6) for value in got],  # the same targets for every network
     }
-    return Scores(metrics, main="iou", details=details)
+    images = {target.image for target in targets} | {target.query_image for target in targets}
+    return Scores(metrics, main="iou", details=details, evaluated={"val": len(images)})
 
 
 def _by_scale(subject: Subject, recipe: Recipe, found: Sequence[Retrieval]) -> list[int]:

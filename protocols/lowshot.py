@@ -33,7 +33,7 @@ from ssl_bench.evaluate.splits import Split
 from ssl_bench.evaluate.subject import IntArray, Score, Scores, Subject, accuracy, over_splits
 from ssl_bench.evaluate.vectors import Vectors
 from ssl_bench.progress import bar
-from ssl_bench.protocols.label_splits import Amount, Labeled, labeled_splits, require_enough
+from ssl_bench.protocols.label_splits import Amount, Labeled, labeled_splits, lists_used, require_enough
 from ssl_bench.protocols.logistic import SOLVERS, Solution
 
 VERSION = 1
@@ -140,6 +140,11 @@ def splits_of(subject: Subject, recipe: Recipe) -> dict[Amount, tuple[Labeled, .
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
+def data_used(subject: Subject, recipe: Recipe) -> dict[str, str]:
+    """Which lists were found: part of the run's identity."""
+    return lists_used(splits_of(subject, recipe))
+
+
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """One classifier on the test images."""
@@ -204,6 +209,8 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         predictions=predicted if alone else None,
         warnings=_warnings(subject, recipe, splits, fits),
         details={"amounts": amounts, "train_images_read": len(rows), "train_features": key},
+        evaluated={"train": len(rows)},
+        skipped={"train": len(wanted) - len(rows)},
     )
 
 

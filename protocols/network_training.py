@@ -341,6 +341,6 @@ def trained_scores(known: Shared, learner: Learner, *, protocol: str, data: Subj
         predictions=history.last[0],
         warnings=said,
         details=details,
-        evaluated={"train": len(split) - replaced},
-        skipped={"train": replaced},
+        evaluated={"train": len(split) - replaced, "val": len(known.readable)},
+        skipped={"train": replaced, "val": len(subject.split("val")) - len(known.readable)},
     )

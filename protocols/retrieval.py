@@ -160,7 +160,8 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         "vectors": f"{queries.shape[1]} numbers each, computed in this run (the cache holds images of one size)",
         "dataset_notes": list(dataset.notes),
     }
-    return Scores(metrics, main="mAP_medium", details=details)
+    evaluated = {name: len(split) for name, split in dataset.splits.items()}
+    return Scores(metrics, main="mAP_medium", details=details, evaluated=evaluated)
 
 
 def _mean(shares: Iterable[float]) -> Score:

@@ -203,6 +203,7 @@ def _scores(
         main=next(iter(metrics)),
         warnings=tuple(warnings),
         details=details,
+        lower_is_better=True,
         evaluated={"train": 0, "val": len(covered)},
         skipped={"val": broken},
     )

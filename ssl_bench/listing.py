@@ -69,6 +69,7 @@ def recipes() -> list[Row]:
 def datasets() -> list[Row]:
     """A row a dataset that is known by name."""
     from ssl_bench.evaluate.datasets import KINDS
+    from ssl_bench.evaluate.splits import BUILT_IN
     from ssl_bench.files import data_folder
 
     return [
@@ -76,15 +77,12 @@ def datasets() -> list[Row]:
             "name": name,
             "kind": kind,
             "what": what,
-            "where": "built in" if name in _BUILT_IN else str(data_folder() / name),
-            "here": name in _BUILT_IN or (data_folder() / name).exists(),
+            "where": "built in" if name in BUILT_IN else str(data_folder() / name),
+            "here": name in BUILT_IN or (data_folder() / name).exists(),
         }
         for kind, known in KINDS.items()
         for name, what in known.names.items()
     ]
-
-
-_BUILT_IN = ("toy", "digits", "toy-coco", "toy-roxford")
 
 
 def results() -> list[Row]:

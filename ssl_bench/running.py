@@ -89,6 +89,7 @@ def run(ckpt: str | Path, protocol: str | Sequence[str], options: Options) -> li
 def _run(ckpt: str | Path, names: Sequence[str], options: Options, device: str) -> list[Record]:
     started = time.perf_counter()
     from ssl_bench.evaluate.loading import Effort
+    from ssl_bench.evaluate.training import distributed
 
     effort = Effort(device, options.dtype, options.batch_size, options.workers, options.skip_broken)
     opening = _Opening(ckpt, options, effort)
@@ -98,6 +99,7 @@ def _run(ckpt: str | Path, names: Sequence[str], options: Options, device: str) 
     if options.overwrite == "never" and any(found.values()):
         there = ", ".join(f"{each.protocol}/{each.recipe}" for each in found.values() if each)
         raise UserError(f"--overwrite never: there are records already of {there}. See `ssl-bench leaderboard`.")
+    distributed.union([])  # wait: all decide by the same records, before any of them writes a new one
     todo = [task for task in tasks if options.overwrite == "always" or found[task.run.key()] is None]
     opened = time.perf_counter() - started
     results = dict(found)
@@ -120,6 +122,8 @@ def _check(names: Sequence[str], options: Options) -> None:
         ("--batch-size", options.batch_size, 1),
         ("--workers", options.workers, 0),
     )
+    if options.dataset and all(name.strip().partition("/")[0] == efficiency.NAME for name in names):
+        raise UserError(f"--dataset {options.dataset}: {efficiency.NAME} reads no images; leave it out.")
     for flag, value, least in (*numbers, ("--seed", options.seed, 0)):
         if value is not None and not (isinstance(value, int) and least <= value < 2**32):
             raise UserError(f"{flag} {value}: expected a whole number, at least {least}.")
@@ -191,6 +195,8 @@ def _task(name: str, opening: _Opening) -> _Task:
     protocol, recipe_name, recipe, overrides = _choose(name, options, built_in=dataset.built_in)
     subject = opening.subject(protocol, kind)
     opened, module = subject.checkpoint, protocols[protocol]
+    if dataset.built_in:
+        _check_sizes(overrides, dataset)
     _check_readings(module, recipe, subject, protocol)
     module.check(subject, recipe)
     identity = Run(
@@ -208,11 +214,28 @@ def _task(name: str, opening: _Opening) -> _Task:
             dtype=options.dtype,
             checkpoint_key=options.checkpoint_key,
             arch=dict(options.arch),
-            subset=_subset(options),
+            subset=_subset(options) | _data_used(module, subject, recipe),
             skip_broken=options.skip_broken,
         ),
     )
     return _Task(module, recipe, overrides, subject, full, identity)
+
+
+def _data_used(module: ProtocolModule, subject: Subject, recipe: Any) -> dict[str, str]:
+    """What else decides which images are used, where a protocol has its own lists."""
+    return dict(module.data_used(subject, recipe)) if hasattr(module, "data_used") else {}
+
+
+_SIZES = ("resize_px", "crop_px", "longer_side_px", "interpolation")
+
+
+def _check_sizes(overrides: Mapping[str, Any], dataset: AnyDataset) -> None:
+    """Built-in images come at the network's own size: a setting without effect would be recorded as if it had one."""
+    if ignored := [name for name in _SIZES if name in overrides]:
+        raise UserError(
+            f"--set {ignored[0]}=...: the images of {dataset.name} are brought to the network's own size, whatever the "
+            "recipe says. Leave it out, or give the images as a folder (ssl-bench data toy --out ...)."
+        )
 
 
 def _check_readings(module: ProtocolModule, recipe: Any, subject: Subject, protocol: str) -> None:
@@ -267,9 +290,12 @@ def _score(task: _Task, options: Options, seconds: dict[str, float]) -> Record:
 def _record(task: _Task, scores: Scores, options: Options, *, started: datetime, seconds: dict[str, float]) -> Record:
     subject, checkpoint = task.subject, task.subject.checkpoint
     original = {split.name: len(split) for split in task.full.splits.values()}
-    skipped = {split: len(subject.broken(split)) for split in original} | dict(scores.skipped)
-    evaluated = {split.name: len(split) - skipped[split.name] for split in subject.dataset.splits.values()}
-    evaluated |= scores.evaluated
+    read = task.module.readings(subject, task.recipe)  # of the other splits the protocol itself must know
+    skipped = {split: len(subject.broken(split)) if split in read else 0 for split in original} | dict(scores.skipped)
+    evaluated = {
+        split.name: len(split) - skipped[split.name] if split.name in read else 0
+        for split in subject.dataset.splits.values()
+    } | dict(scores.evaluated)
     return Record(
         schema_version=records.SCHEMA_VERSION,
         status="done",
@@ -285,7 +311,7 @@ def _record(task: _Task, scores: Scores, options: Options, *, started: datetime,
         checkpoint_key=checkpoint.key,
         checkpoint_key_given=options.checkpoint_key is not None,
         arch_overrides=dict(options.arch),
-        subset=_subset(options),
+        subset=dict(task.run.deviations.subset),
         protocol=task.run.protocol,
         recipe=task.run.recipe,
         version=task.run.version,
@@ -302,6 +328,7 @@ def _record(task: _Task, scores: Scores, options: Options, *, started: datetime,
         selected_on=task.recipe.selected_on,
         scores={name: records.Score(**_score_fields(score)) for name, score in scores.metrics.items()},
         main_metric=scores.main,
+        lower_is_better=scores.lower_is_better,
         device=subject.effort.device,
         dtype=options.dtype,
         environment=environment(),

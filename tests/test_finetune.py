@@ -70,7 +70,7 @@ FIELDS = ("lr", "layer_decay", "drop_path", "batch", "warmup_epochs", "epochs", 
 EVERYWHERE = {
     "weight_decay": 0.05, "betas": (0.9, 0.999), "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "least_area": 0.08,
     "resize_px": 256, "crop_px": 224, "interpolation": "bicubic", "augmentation": "randaug", "erasing": 0.25,
-    "min_lr": 1e-6, "scale_lr": True, "positions": "trained", "projector": False, "labels": "all",
+    "min_lr": 1e-6, "scale_lr": True, "positions": "trained", "projector": False, "labels": "all", "lists": None,
     "every_epoch": True,
 }
 SEMI = {"scale_lr": False, "projector": True, "every_epoch": False}
@@ -524,16 +524,16 @@ def test_a_share_of_the_labels(checkpoint, image_folder):
     root = image_folder(train=20, val=2)
     subject = subject_of(checkpoint, root)
     split = subject.split("train")
-    assert labeled_part(subject, "all") == (split, "all")
-    part, said = labeled_part(subject, "10percent")
+    assert labeled_part(subject, replace(TINY, labels="all")) == (split, "all")
+    part, said = labeled_part(subject, replace(TINY, labels="10percent"))
     assert np.bincount(part.labels).tolist() == [2, 2]
     assert said.startswith("drawn: shuffling 0 of seed 0")
     (root / "10percent.txt").write_text("a/0003.png\nb/0007.png\n")
     labeled_splits.cache_clear()
-    listed, said = labeled_part(subject, "10percent")
+    listed, said = labeled_part(subject, replace(TINY, labels="10percent"))
     assert list(listed.sample_ids) == ["a/0003.png", "b/0007.png"]
     assert said.endswith("10percent.txt")
-    assert len(labeled_part(subject, "1percent")[0]) == 2  # the list of 10 % is not that of 1 %
+    assert len(labeled_part(subject, replace(TINY, labels="1percent"))[0]) == 2  # the list of 10 % is not that of 1 %
 
 
 def test_only_the_labeled_part_is_trained_on(monkeypatch, checkpoint, image_folder):

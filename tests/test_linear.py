@@ -407,7 +407,7 @@ NUMBERS = {
     "dino": "DINO ViT-S/16 77.0",
     "dino-base": "DINO ViT-B/16 78.2",
     "moca": "79.5",
-    "moca-avg": "78.7 (Table 6), 400 epochs 79.3, ViT-L 80.3",
+    "moca-avg": "78.7 (Table 6), 400 ep. 79.3, ViT-L 80.3",
     "moca-paper": "78.7",
     "mae": "67.8 (SdAE Table 2), 68.0 (TEC Table 3)",
     "mae-large": "75.1",

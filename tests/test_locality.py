@@ -429,7 +429,8 @@ def test_a_run_from_checkpoint_to_record(tmp_path):
     save_checkpoint(tmp_path / "tiny.pt", tiny_backbone())
     (record,) = ssl_bench.run(tmp_path / "tiny.pt", "locality", dataset="toy-coco", settings={"pairs": "12"})
     assert (record.recipe, record.dataset, record.main_metric, record.selected_on) == ("toy", "toy-coco", "iou", "none")
-    assert record.n_samples.evaluated == {"train": 400, "val": 200}
+    assert record.n_samples.evaluated["train"] == 0
+    assert 12 <= record.n_samples.evaluated["val"] <= 24
     assert record.scores["iou"].n == 12
     assert record.scores["iou_random"].value < record.scores["iou_oracle"].value
     root = scenes(tmp_path / "mine", images=4)

@@ -70,6 +70,7 @@ def make_record(**changes: object) -> Record:
             "speed": Score(value=3.0, n=1),
         },
         "main_metric": "top1",
+        "lower_is_better": False,
         "device": "cpu",
         "dtype": "fp32",
         "environment": {"python": "3.11", "threads": 2},

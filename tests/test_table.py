@@ -156,6 +156,32 @@ def test_a_run_with_several_spreads_keeps_its_own():
     assert "50.0 ± 0.8 (n=3, ddof=0)" in render(frame, "md")
 
 
+def test_where_low_is_good_the_lowest_is_on_top():
+    records = [
+        make_record(model=name, lower_is_better=True, scores={"top1": Score(value=value, n=5)})
+        for name, value in (("a", 3), ("b", 2))
+    ]
+    frame = leaderboard(results_of(*records))
+    assert list(frame.index) == ["b", "a"]
+    assert "Lower is better: top1." in frame.attrs["notes"]
+
+
+SHOWN = {
+    "97.30 ± 0.04": (97.3, 0.04),
+    "1.020 ± 0.004": (1.02, 0.004),
+    "0.190 ± 0.002": (0.19, 0.002),
+    "58.2 ± 1.5": (58.25, 1.5),
+    "40.0 ± 0.0": (40.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_a_spread_is_never_shown_as_nothing(text):
+    value, stderr = SHOWN[text]
+    record = make_record(scores={"top1": Score(value=value, n=5, stderr=stderr)})
+    assert f" {text} " in render(leaderboard(results_of(record)), "md")
+
+
 def test_a_mean_over_episodes_keeps_its_interval():
     frame = leaderboard(results_of(make_record(scores={"top1": Score(value=50, n=600, interval95=0.7)})))
     assert "50.0 ± 0.7 (95 %)" in render(frame, "md")
@@ -165,7 +191,7 @@ def test_a_mean_over_episodes_keeps_its_interval():
 
 def test_selection_on_test_is_said():
     frame = leaderboard(results_of(scored(50, selected_on="test"), scored(50, protocol="linear", selected_on="val")))
-    assert "Selected on the test set by its recipe: knn/dino@v1." in frame.attrs["notes"]
+    assert "Selected on the test set, in whole or in part, by its recipe: knn/dino@v1." in frame.attrs["notes"]
 
 
 def test_nothing_to_show(tmp_path):
@@ -206,7 +232,7 @@ def frame() -> pandas.DataFrame:
 
 CELLS = [
     ["model", KNN, "lowshot/dino@v1 · a_b · top1"],
-    [NASTY, "58.2 ± 1.6", "0.333 ± 0.25 (n=3, ddof=0)"],
+    [NASTY, "58.2 ± 1.6", "0.3 ± 0.2 (n=3, ddof=0)"],
     ["seeds", "53.0 ± 3.6 (3 seeds)", "-"],
 ]
 
@@ -244,7 +270,7 @@ def test_csv_reads_back_in_full_precision(frame):
 def test_latex_escapes_and_has_a_row_a_line(frame):
     text = render(frame, "latex")
     assert r"a$|$b\_c \& 50\% $<$b$>$ \$x\$ \textbackslash{} \{y\} \#1 \textasciitilde{}\textasciicircum{} [z]" in text
-    assert r" & 58.2 $\pm$ 1.6 & 0.333 $\pm$ 0.25 (n=3, ddof=0) \\" in text
+    assert r" & 58.2 $\pm$ 1.6 & 0.3 $\pm$ 0.2 (n=3, ddof=0) \\" in text
     assert r"seeds & 53.0 $\pm$ 3.6 (3 seeds) & - \\" in text
     assert r"model & knn/dino@v1 $\cdot$ toy $\cdot$ top1 & lowshot/dino@v1 $\cdot$ a\_b $\cdot$ top1 \\" in text
     assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\end{tabular}") == 1

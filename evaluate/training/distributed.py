@@ -110,7 +110,7 @@ def together(device: str) -> Iterator[str]:
     cuda = device.startswith("cuda")
     # Long: the others wait while process 0 saves, or monitors on a whole validation set.
     dist.init_process_group(
-        "nccl" if cuda else "gloo", timeout=timedelta(hours=4), device_id=torch.device(device) if cuda else None
+        "nccl" if cuda else "gloo", timeout=timedelta(hours=24), device_id=torch.device(device) if cuda else None
     )
     try:
         yield device
