@@ -208,7 +208,7 @@ def _open_root(root: Path, name: str, *, only_2017: bool) -> Coco:
     splits, annotations, categories = {}, {}, {}
     for split in ("train", "val"):
         if path := _annotation_file(root, split, only_2017=only_2017):
-            if split == "train" and not _image_folder(root, path).is_dir():
+            if split == "train" and not any(place.is_dir() for place in _image_places(root, path)):
                 notes.append(f"{path.name} is there and its images are not, so there is no train split")
                 continue
             reader = _Reader(path)
@@ -242,9 +242,13 @@ def _annotation_file(root: Path, split: str, *, only_2017: bool) -> Path | None:
     return found[0]
 
 
-def _image_folder(root: Path, annotations: Path) -> Path:
+def _image_places(root: Path, annotations: Path) -> tuple[Path, Path]:
     name = annotations.stem.removeprefix("instances_")
-    places = (root / name, root / "images" / name)
+    return root / name, root / "images" / name
+
+
+def _image_folder(root: Path, annotations: Path) -> Path:
+    places = _image_places(root, annotations)
     if there := [place for place in places if place.is_dir()]:
         return there[0]
     raise UserError(f"the images of {annotations} are not there: expected them in {places[0]} or {places[1]}.")

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,15 @@ def test_the_name_coco_means_coco_2017_under_the_data_folder(tmp_path, monkeypat
     opened = open_coco("coco")
     assert opened.name == "coco"
     assert opened.splits["val"].source.files.root.endswith("val2017")
+
+
+def test_the_annotations_of_train_without_its_images_leave_val(tmp_path):
+    for split in ("train2017", "val2017"):
+        write(tmp_path, hand_written(), split)
+    shutil.rmtree(tmp_path / "train2017")
+    opened = open_coco(str(tmp_path))
+    assert set(opened.splits) == {"val"}
+    assert any("no train split" in note for note in opened.notes)
 
 
 def test_train_and_val_must_have_the_same_categories(tmp_path):

@@ -172,6 +172,21 @@ def test_a_malicious_pickle_is_refused_by_name_and_nothing_is_executed(tmp_path,
     assert not trace.exists()
 
 
+def test_a_name_takes_the_ground_truth_of_that_name_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_BENCH_DATA", str(tmp_path))
+    write(tmp_path / "roxford5k", name="rparis6k")
+    with pytest.raises(UserError, match=r"expected one file gnd_NAME\.pkl"):
+        open_landmarks("roxford5k")
+
+
+def test_no_file_changes_a_stand_in(tmp_path):
+    """BUILD with a state on what stands for a function of NumPy's."""
+    raw = b"cnumpy.core.multiarray\n_reconstruct\n}S'__doc__'\nS'hacked'\nsb."
+    write(tmp_path, raw=raw)
+    with pytest.raises(UserError, match="wants to change a function"):
+        open_landmarks(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("module", "name"),
     [

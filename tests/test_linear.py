@@ -23,7 +23,7 @@ from ssl_bench.evaluate.training.augment import View, draw_views
 from ssl_bench.evaluate.training.loader import epoch_order, sample_generator
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.leaderboards.store import load_results
-from ssl_bench.protocols import linear
+from ssl_bench.protocols import linear, training
 from ssl_bench.protocols.heads import Heads
 from ssl_bench.protocols.linear import RECIPES, Recipe
 from ssl_bench.protocols.optimizers import StackedSgd
@@ -301,6 +301,80 @@ def test_an_interrupted_training_goes_on_bit_for_bit(subject, monkeypatch, own_c
     assert np.array_equal(whole.predictions, again.predictions)
     assert whole.details == again.details
     assert not list((own_cache / "training").glob("*"))
+
+
+def test_an_interrupted_sweep_remembers_which_heads_are_lost(subject):
+    probe = linear.Probe(subject, recipe(base_lr=(0.5, 1e38)))
+    steps = probe.images // 8
+    for step, views in enumerate(probe.batches(0, steps)):
+        probe.step(views, Progress(step, steps, 3))
+    assert probe.finite.tolist() == [True, False]
+    again = linear.Probe(subject, recipe(base_lr=(0.5, 1e38)))
+    again.load_state_dict(probe.state_dict())
+    assert again.finite.tolist() == [True, False]
+    assert set(again.predict()[1]) == {-1}
+
+
+IDENTITY = {
+    "weights": lambda c: dataclasses.replace(c, weights_sha256="0" * 64),
+    "heads": lambda c: dataclasses.replace(c, architecture=dataclasses.replace(c.architecture, heads=4)),
+    "normalization": lambda c: dataclasses.replace(c, architecture=dataclasses.replace(c.architecture, mean=(0, 0, 0))),
+}
+
+
+def courses(subject, given, monkeypatch):
+    """What identifies the training."""
+    kept = []
+
+    def stop(course, *rest):
+        kept.append(training._StateFile(course).key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(linear, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        linear.run(subject, given)
+    return kept[0]
+
+
+def test_a_training_is_identified_by_all_that_decides_its_numbers(subject, monkeypatch, image_folder):
+    first = courses(subject, recipe(), monkeypatch)
+    assert courses(subject, recipe(), monkeypatch) == first
+    assert courses(subject, dataclasses.replace(recipe(), source="elsewhere"), monkeypatch) == first
+    keys = {first, courses(subject, recipe(head="batch_norm"), monkeypatch)}
+    keys.add(courses(dataclasses.replace(subject, seed=3, _features={}), recipe(), monkeypatch))
+    keys.add(
+        courses(
+            dataclasses.replace(subject, effort=Effort(dtype="bf16", workers=0), _features={}), recipe(), monkeypatch
+        )
+    )
+    for change in IDENTITY.values():
+        other = dataclasses.replace(subject, checkpoint=change(subject.checkpoint), _features={})
+        keys.add(courses(other, recipe(), monkeypatch))
+    part = dataclasses.replace(subject.dataset, train=subject.split("train").subset(range(5, 60)))
+    keys.add(courses(dataclasses.replace(subject, dataset=part, _features={}), recipe(), monkeypatch))
+    assert len(keys) == 8
+
+
+def test_broken_training_images_are_replaced_and_counted(tiny_checkpoint, image_folder):
+    root = image_folder(train=10, val=5)
+    (root / "train" / "a" / "0009.png").write_bytes(b"no image")  # the next one is b's first
+    options = running.Options(
+        dataset=str(root),
+        settings={"batch": "10", "epochs": "2", "warmup_epochs": "0", "resize_px": "16", "crop_px": "16"},
+        workers=0,
+        device="cpu",
+        skip_broken=True,
+    )
+    (record,) = running.run(tiny_checkpoint.spec, "linear/toy", options)
+    assert record.skipped_broken == {"train": 1, "val": 0}
+    assert record.n_samples.evaluated == {"train": 19, "val": 10}
+    assert any("1 broken training images were replaced" in warning for warning in record.warnings)
+    subject = Subject(tiny_checkpoint, open_dataset(str(root)), Effort(workers=0, skip_broken=True))
+    (views,) = linear.Probe(subject, recipe("toy", batch=20, epochs=1)).batches(0, 1)
+    order = epoch_order(20, seed=0, epoch=0)
+    expected = subject.split("train").labels[order]
+    expected[order == 9] = 1  # the replacement comes with its own label
+    assert views.draws[0].tolist() == expected.tolist()
 
 
 def test_two_processes_train_as_one(tmp_path, monkeypatch, image_folder, tiny_checkpoint):

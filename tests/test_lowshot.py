@@ -98,6 +98,40 @@ def test_lists_are_read_as_they_are(world, place, third, tmp_path, monkeypatch):
     assert found["5shot"][2].origin == f"list imagenet_subsets3/{third}"
 
 
+def test_lists_that_were_found_are_part_of_the_runs_identity(world, tmp_path):
+    save_checkpoint(tmp_path / "tiny.pt", tiny_backbone())
+    settings = {"amounts": "1shot", "splits": "1", "resize_px": "16", "crop_px": "16"}
+
+    def run():
+        label_splits.labeled_splits.cache_clear()
+        (record,) = ssl_bench.run(tmp_path / "tiny.pt", "lowshot", dataset=str(world), settings=settings)
+        return record
+
+    drawn = run()
+    assert drawn.subset == {}
+    write_msn(world)
+    listed = run()
+    assert listed.details["amounts"]["1shot"]["splits"][0]["origin"].startswith("list")
+    write_list(world / "imagenet_subsets1" / "1imgs_class.txt", [f"{name}_5.JPEG" for name in CLASSES])
+    other = run()
+    assert len({record.run.key() for record in (drawn, listed, other)}) == 3
+    assert (drawn.n_samples.evaluated["train"], listed.n_samples.evaluated["train"]) == (3, 3)
+    assert run() == other
+
+
+def test_imagenets_lists_serve_a_part_of_its_classes(tmp_path):
+    classes = ("n00000001", "n00000002", "n00000003")
+    for name in classes[:2]:
+        for split in ("train", "val"):
+            (tmp_path / "part" / split / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (16, 16)).save(tmp_path / "part" / split / name / f"{name}_{number}.JPEG")
+    write_list(tmp_path / "part" / "1percent.txt", [f"{name}_1.JPEG" for name in classes])
+    subject = subject_of(tmp_path / "part")
+    found = splits_of(subject, small("ibot", amounts=("1percent",)))["1percent"][0]
+    assert ids(subject, found) == [f"{name}/{name}_1.JPEG" for name in classes[:2]]
+
+
 @pytest.mark.parametrize("folder", ["", "imagenet_subsets", "imagenet_subsets1"])
 def test_simclrs_lists_serve_percents(world, folder):
     write_list(world / folder / "10percent.txt", ["n01_0.JPEG", "n02_0.JPEG", "n02_1.JPEG", "n03_5.JPEG"])

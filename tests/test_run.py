@@ -86,6 +86,29 @@ def test_several_protocols_share_one_extraction_and_records_are_kept(tiny, image
     assert set(frame[frame.is_main].recipe) == {"dino", "moca-paper", "mmc-hybrid"}
 
 
+def test_a_folder_that_is_called_like_built_in_data_is_another_dataset(tiny, image_folder):
+    folder = image_folder(name="toy")
+    (record,) = ssl_bench.run(
+        tiny, "knn", dataset=str(folder), settings={"resize_px": "16", "crop_px": "16", "neighbors": "3"}
+    )
+    assert record.dataset == "toy-folder"
+
+
+def test_a_size_that_built_in_data_do_not_take_is_refused():
+    with pytest.raises(ssl_bench.UserError, match=r"--set resize_px=\.\.\.: the images of digits are brought"):
+        ssl_bench.run("pixels:", "knn", dataset="digits", settings={"crop_px": "16", "resize_px": "16"})
+
+
+def test_protocols_without_a_dataset_take_the_toy_world_in_their_own_form(tiny):
+    records = ssl_bench.run(tiny, "fewshot,locality/toy,retrieval", limit=200)
+    assert [record.dataset for record in records] == ["toy", "toy-coco", "toy-roxford"]
+    assert records[0].n_samples.evaluated == {"train": 0, "val": 200}
+    with pytest.raises(ssl_bench.UserError, match="toy-coco is a dataset of boxes, which other protocols read"):
+        ssl_bench.run(tiny, "knn", dataset="toy-coco")
+    with pytest.raises(ssl_bench.UserError, match="efficiency reads no images"):
+        ssl_bench.run(tiny, "efficiency", dataset="digits")
+
+
 def test_four_protocols_read_every_image_once(monkeypatch):
     from ssl_bench.evaluate import features
 

@@ -216,12 +216,13 @@ def test_networks_whose_trunk_has_no_class_token(tmp_path, image_folder, change)
 
 
 def test_pixels_are_measured_at_their_stored_size():
-    record = stable("pixels:", "digits", "toy", settings={"images": "3", "views": "4"})
+    settings = {"images": "3", "views": "4"}
+    (record,) = ssl_bench.run("pixels:", "stability/toy", dataset="digits", settings=settings)
     assert record.details["images"] == 3
     assert record.details["of_images"] == 359
     assert record.scores["patch_variance"].value > 0.1
     with pytest.raises(UserError, match=r"block=0\.1 of 8 px is 0 px"):
-        stable("pixels:", "digits", "toy", settings={"block": "0.1"})
+        ssl_bench.run("pixels:", "stability/toy", dataset="digits", settings={"block": "0.1"})
 
 
 def test_images_are_drawn_by_the_seed():

@@ -73,6 +73,18 @@ def test_crop_is_a_random_resized_crop_with_flip_and_nothing_else():
     assert np.array_equal(pixels, expected)
 
 
+def test_randaugment_takes_every_strength():
+    """At its highest level timm's posterizing keeps no bit at all, which new Pillow refuses: black."""
+    (posterize,) = (op for op in supervised._rand_augment(IMAGENET_MEAN).ops if op.name == "PosterizeIncreasing")
+    image = picture()
+    for level in range(11):
+        changed = np.asarray(posterize.aug_fn(image, *posterize.level_fn(level, {})))
+        kept = posterize.level_fn(level, {})[0]
+        assert np.array_equal(changed, np.asarray(image).astype(int) // 2 ** (8 - kept) * 2 ** (8 - kept))
+    for number in range(400):
+        rand_augmented(image, IMAGENET_MEAN, np.random.default_rng(1000 + number))
+
+
 def test_randaugment_is_timms_with_its_conventions():
     image = picture()
     for number in range(20):
