@@ -34,13 +34,17 @@ class Heads(nn.Module):
 
     def losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of every head on a batch, (K,)."""
-        logits = self(x)
-        heads, batch, _ = logits.shape
-        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(heads), reduction="none")
-        return each.view(heads, batch).mean(dim=1)
+        logits = self.side_by_side(x)
+        batch, heads, _ = logits.shape
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(heads), reduction="none")
+        return each.view(batch, heads).mean(dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> logits (K, B, C)."""
+        return self.side_by_side(x).transpose(0, 1)
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """The same as (B, K, C), as they lie in memory."""
         if self.kind == "batch_norm":
             x = self._batch_norm(x)
         if self.kind == "layer_norm":
@@ -48,7 +52,7 @@ class Heads(nn.Module):
         heads, classes, dim = self.weight.shape
         # One product for all heads: (B, D) x (D, K C).
         logits = F.linear(x, self.weight.view(heads * classes, dim), self.bias.view(-1))
-        return logits.view(-1, heads, classes).transpose(0, 1)
+        return logits.view(-1, heads, classes)
 
     def _batch_norm(self, x: Tensor) -> Tensor:
         """Without affine parameters, eps 1e-6, over the whole batch of all processes; running mean and variance."""

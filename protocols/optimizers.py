@@ -33,6 +33,7 @@ class StackedSgd(torch.optim.Optimizer):
         settings = {"momentum": momentum, "nesterov": nesterov, "trust": trust, "scale": 1.0}
         super().__init__(parameters, settings)
         self.lr, self.weight_decay, self.stacked = lr, weight_decay, stacked
+        self.decays = bool((weight_decay != 0).any())
 
     def set_scale(self, scale: float) -> None:
         """The schedule: every learning rate times this."""
@@ -57,7 +58,7 @@ class StackedSgd(torch.optim.Optimizer):
             x if self.stacked else x[None] for x in (parameter.data, parameter.grad, state["momentum"])
         )
         matrix, shape = heads.ndim > 2, (-1, *(1,) * (heads.ndim - 1))
-        if matrix or group["trust"] is None:
+        if self.decays and (matrix or group["trust"] is None):
             gradient = torch.addcmul(gradient, heads, self.weight_decay.view(shape))
         if matrix and group["trust"] is not None:
             norms = [x.flatten(1).norm(dim=1) for x in (heads, gradient)]

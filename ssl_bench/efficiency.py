@@ -344,7 +344,7 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         cost,
         recipe,
         world,
-        warnings=_warnings(recipe, world=world, dtype=effort.dtype, base=base),
+        warnings=_warnings(method, recipe, world=world, dtype=effort.dtype, base=base),
         measured={
             "method": method,
             "recipe": subject.checkpoint.origin.get("recipe"),
@@ -391,9 +391,11 @@ def scores(
     )
 
 
-def _warnings(recipe: Recipe, *, world: int, dtype: str, base: Checkpoint | None) -> tuple[str, ...]:
+def _warnings(method: str, recipe: Recipe, *, world: int, dtype: str, base: Checkpoint | None) -> tuple[str, ...]:
     """What keeps a reader from comparing with the published figures, and what was not as in a real run."""
     said = [f"epoch_minutes is extrapolated from the median of {recipe.steps} steps on noise: no epoch was run"]
+    if method in RECIPES and recipe.source != RECIPES[method].source and recipe.processes is not None:
+        said.append(f"batch and source are another paper's; {method}'s own are efficiency/{method}")
     if recipe.processes not in (None, world):
         said.append(
             f"measured with {world} process{'es' if world > 1 else ''}; published times are of {recipe.processes}"

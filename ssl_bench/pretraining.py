@@ -52,7 +52,7 @@ def train(method: str, data: str | Path, out: str | Path, options: Options | Non
     """
     options = options or Options()
     from ssl_bench.evaluate.training.distributed import together
-    from ssl_bench.running import device_named
+    from ssl_bench.machine import device_named
 
     with together(device_named(options.device)) as device:
         from ssl_bench.pretrain import loop
@@ -147,7 +147,7 @@ def _open_base(options: Options) -> Any:
 def _origin(method: str, recipe_name: str, recipe: Training, dataset: Dataset, options: Options) -> dict[str, object]:
     """What the checkpoint says of itself, in plain values."""
     from ssl_bench.leaderboards.strict_json import plain
-    from ssl_bench.running import code_version, environment
+    from ssl_bench.machine import code_version, environment
 
     assert dataset.train is not None
     origin: dict[str, object] = {
