@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
     "encoder":    _TUNED,
     # Ours. LARS multiplies its step by .001 times the length of the weights: hence the large learning rate.
     "toy":        replace(_TOY, mode="encoder", lr=4e-3),
-    "toy-input":  replace(_TOY, mode="input", lr=32.0, epochs=2),
+    "toy-input":  replace(_TOY, mode="input", lr=32.0),
     "toy-linear": replace(_TOY, lr=32.0),
 }
 # fmt: on
