@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_backbone
+from two_processes import run_together
 
 import ssl_bench
 from ssl_bench.evaluate.saving import save_checkpoint
@@ -107,6 +108,12 @@ def test_protocols_without_a_dataset_take_the_toy_world_in_their_own_form(tiny):
         ssl_bench.run(tiny, "knn", dataset="toy-coco")
     with pytest.raises(ssl_bench.UserError, match="efficiency reads no images"):
         ssl_bench.run(tiny, "efficiency", dataset="digits")
+
+
+def test_two_processes_share_what_trains_and_the_first_does_the_rest():
+    command = ["--ckpt", "random:vit_32x1x2_patch4_8", "--dataset", "digits", "--device", "cpu", "--workers", "0"]
+    run_together([*command, "-p", "fewshot,linear/cached,knn", "--json"])
+    assert sorted(record.protocol for record in ssl_bench.load_results()) == ["fewshot", "knn", "linear"]
 
 
 def test_four_protocols_read_every_image_once(monkeypatch):
