@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,9 +78,9 @@ class Subject:
     seed: int = 0
     _features: dict[tuple[str, Reading], Features] = field(default_factory=dict)
 
-    @functools.cached_property
+    @property
     def backbone(self) -> Backbone | Pixels:
-        """The network, on the device, in eval mode."""
+        """The network, on the device, in eval mode. Brought there anew: fine-tuning moves it out of its way."""
         return self.checkpoint.backbone.to(self.effort.device)
 
     def split(self, name: str) -> Split:

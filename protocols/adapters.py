@@ -34,7 +34,7 @@ from ssl_bench.evaluate.checkpoints import Checkpoint, weights_sha256
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import IntArray, Scores, Subject
 from ssl_bench.evaluate.training import distributed
-from ssl_bench.evaluate.training.loader import Views, steps_per_epoch
+from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.evaluate.training.seeds import seeded
 from ssl_bench.protocols.network_training import (
@@ -47,6 +47,7 @@ from ssl_bench.protocols.network_training import (
     trained_scores,
 )
 from ssl_bench.protocols.optimizers import StackedSgd
+from ssl_bench.protocols.training import check_batch
 
 VERSION = 1
 DATA, DISTRIBUTED = "images", True
@@ -127,7 +128,7 @@ def check(subject: Subject, recipe: Recipe) -> None:
             f"{checkpoint.spec} is {architecture.name}: expected a plain ViT with a class token in all blocks and a "
             "final norm, such as TEC trains."
         )
-    steps_per_epoch(len(subject.split("train")), recipe.batch)
+    check_batch(len(subject.split("train")), recipe.batch)
 
 
 def run(subject: Subject, recipe: Recipe) -> Scores:

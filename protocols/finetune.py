@@ -32,7 +32,6 @@ from ssl_bench.evaluate.checkpoints import Checkpoint, weights_sha256
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.splits import Dataset, Split
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.evaluate.training.loader import steps_per_epoch
 from ssl_bench.evaluate.training.seeds import seeded
 from ssl_bench.protocols.label_splits import Labeled, labeled_splits, lists_used
 from ssl_bench.protocols.network_training import (
@@ -44,6 +43,7 @@ from ssl_bench.protocols.network_training import (
     network_of,
     trained_scores,
 )
+from ssl_bench.protocols.training import check_batch
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone
@@ -202,7 +202,7 @@ def check(subject: Subject, recipe: Recipe) -> None:
         )
     if recipe.projector:
         first_layer(checkpoint.require_extra("projector"), architecture.dim)
-    steps_per_epoch(len(labeled_part(subject, recipe)[0]), recipe.batch)
+    check_batch(len(labeled_part(subject, recipe)[0]), recipe.batch)
 
 
 def run(subject: Subject, recipe: Recipe) -> Scores:

@@ -391,10 +391,15 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """Heads, momentum, and which heads are still alive."""
-        return {"heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict(), "finite": self.finite}
+        return {
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "finite": self.finite,
+            "readable": self.readable,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Back to that point."""
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.finite = state["finite"].to(self.device)
+        self.finite, self.readable = state["finite"].to(self.device), state["readable"].to(self.device)

@@ -133,8 +133,6 @@ def check_training(subject: Subject, recipe: Training) -> None:
             f"batch={recipe.batch}: mixup and cutmix mix pairs of images, so the batch must divide by {2 * world}; "
             "choose another --set batch=..., or turn them off: --set mixup=0 --set cutmix=0."
         )
-    if recipe.batch % world:
-        raise UserError(f"batch={recipe.batch} cannot be shared equally by {world} processes; choose another batch.")
     if subject.effort.dtype == "fp16" and not subject.effort.device.startswith("cuda"):
         raise UserError(f"--dtype fp16 trains on CUDA only (device {subject.effort.device}); use bf16 or fp32.")
 
@@ -266,7 +264,8 @@ class NetworkLearner:
         """Over processes, in one exchange."""
         if distributed.world_size() > 1:
             mean = distributed.mean_of_all(torch.cat([gradient.flatten() for gradient in gradients]))
-            for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):  # type: ignore[no-untyped-call]
+            parts = torch.split(mean, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def predict(self) -> IntArray:
@@ -276,8 +275,11 @@ class NetworkLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and the fp16 scale."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        return {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Back to that point."""

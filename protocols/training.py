@@ -127,9 +127,9 @@ def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> 
     total = per_epoch * course.epochs
     state = _StateFile(course)
     history, first = state.restore(learner)
-    if distributed.union([first]) != {first}:
+    if len(found := distributed.union([first])) > 1:
         raise UserError(
-            f"the processes do not find the same interrupted training (steps {sorted(distributed.union([first]))}). "
+            f"the processes do not find the same interrupted training (steps {sorted(found)}). "
             "Point SSL_BENCH_CACHE of all machines to one shared folder, or remove its folder training."
         )
     with contextlib.ExitStack() as stack:
