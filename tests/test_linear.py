@@ -27,6 +27,7 @@ from ssl_bench.protocols import linear, training
 from ssl_bench.protocols.heads import Heads
 from ssl_bench.protocols.linear import RECIPES, Recipe
 from ssl_bench.protocols.optimizers import StackedSgd
+from ssl_bench.protocols.training import Labeled, image_batches
 
 EFFORT = Effort(workers=0)
 
@@ -244,6 +245,21 @@ def test_augmented_features_are_those_of_the_drawn_crops(subject):
             expected.append(torch.cat([backbone.vit.norm(tokens)[0, 0] for tokens in outputs[-2:]]))
     torch.testing.assert_close(views.images[0], torch.stack(expected), rtol=1e-4, atol=1e-4)
     assert views.draws[0].tolist() == subject.split("train").labels[order].tolist()
+
+
+def test_a_batch_that_is_made_in_pieces_is_the_same_batch(subject):
+    sizes = []
+
+    def note(images):
+        sizes.append(len(images))
+        return images
+
+    sample = Labeled(View((0.08, 1.0), "bilinear"), 16, 8, subject.split("train").labels)
+    whole, pieces = (list(image_batches(subject, sample, 12, piece=piece, read=note)(0, 3)) for piece in (None, 5))
+    assert sizes == [12] * 3 + [4] * 9  # the largest equal pieces that are small enough
+    for one, other in zip(whole, pieces, strict=True):
+        assert torch.equal(one.images[0], other.images[0])
+        assert torch.equal(one.draws[0], other.draws[0])
 
 
 def test_the_frozen_network_stays_as_it_is(subject):

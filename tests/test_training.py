@@ -61,6 +61,7 @@ def test_it_takes_every_step_once_and_scores_after_every_epoch():
     learner = Counter()
     history = train(COURSE, learner, numbered, LABELS)
     assert learner.steps == list(range(12))  # 9 images are 4 batches of 2
+    assert len(set(learner.drawn)) == 12  # each step has random numbers of its own
     assert history.epochs == [1, 2, 3]
     # After 4 and 8 steps the second variant has the first image wrong (4 % 3, 8 % 3), after 12 right.
     assert history.accuracies == [[50.0, 75.0], [50.0, 75.0], [50.0, 100.0]]
