@@ -49,7 +49,7 @@ def load(
 ) -> Iterator[tuple[torch.Tensor | None, list[int]]]:
     """Batches of pixels (B, 3, H, W) uint8 without the broken images, and the places of those in the batch."""
     images = sum(len(indices) for indices in plan)
-    automatic = min(_processors(), 16) if images >= _WORTH_WORKERS else 0
+    automatic = min(_processors(), 16) if images >= WORTH_WORKERS else 0
     loader = torch.utils.data.DataLoader(
         _Images(split, view),
         batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of index lists will do
@@ -79,7 +79,7 @@ def _processors() -> int:
 
 
 # Fewer images than this are read sooner than processes are started.
-_WORTH_WORKERS = 512
+WORTH_WORKERS = 512
 
 
 def _collate(

@@ -45,6 +45,7 @@ class Scores:
     warnings: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)  # for the record: plain values that JSON can hold
     lower_is_better: bool = False  # the main metric
+    files: Mapping[str, bytes] = field(default_factory=dict)  # by name: written beside the record
     # Of protocols that read images themselves: how many images of each split were evaluated, and how many skipped.
     evaluated: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)

@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.errors import UserError
-from ssl_bench.files import atomic_file, results_folder
+from ssl_bench.files import atomic_file, atomic_folder, results_folder
 from ssl_bench.leaderboards.strict_json import canonical, loads, parse, plain
 
 SCHEMA_VERSION = 1
@@ -292,6 +293,11 @@ def samples_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".samples.parquet")
 
 
+def files_path(path: Path) -> Path:
+    """The folder of other files that belong to the record at `path`."""
+    return path.with_name(path.name.removesuffix(".json") + ".files")
+
+
 def find_path(run: Run, results: Path | None = None) -> Path | None:
     """Where the record of exactly this run lies, or None. A file that cannot be read is no record of anything."""
     for path in possible_paths(run, results):
@@ -325,12 +331,18 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(
-    record: Record, results: Path | None = None, *, samples: Mapping[str, Sequence[Any]] | None = None
+    record: Record,
+    results: Path | None = None,
+    *,
+    samples: Mapping[str, Sequence[Any]] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write the record, and its `samples` (SAMPLE_COLUMNS) if it has them; the path of the JSON file.
+    """Write the record, its `samples` (SAMPLE_COLUMNS) if it has them, and other `files` by name in a folder.
+
+    The path of the JSON file is returned.
 
     The record appears last, and an old one of the same run goes before its samples do: whatever interrupts this, a
-    record on disk has its own samples beside it, or there is no record and the run counts as missing.
+    record on disk has its own samples and files beside it, or there is no record and the run counts as missing.
     """
     record = parse(Record, plain(record), "record")
     path = find_path(record.run, results)
@@ -347,7 +359,20 @@ def write_record(
         elif beside.exists():
             path.unlink(missing_ok=True)
             beside.unlink()
+        _replace_files(path, files or {})
     return path
+
+
+def _replace_files(path: Path, files: Mapping[str, bytes]) -> None:
+    folder = files_path(path)
+    if folder.exists():
+        path.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    if files:
+        with atomic_folder(folder) as temporary:
+            for name, content in files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(content)
 
 
 def _write_samples(samples: Mapping[str, Sequence[Any]], path: Path) -> None:

@@ -22,6 +22,9 @@ class ProtocolModule(Protocol):
     def RECIPES(self) -> Mapping[str, Any]:  # noqa: N802  (a constant of the module)
         """Published settings by name; the first is what a bare protocol name runs."""
 
+    # Optional: KEEPS_SIZES = True where built-in images are read at their stored size, so that sizes can be set;
+    # data_used(subject, recipe) where a protocol has its own lists of images.
+
     def readings(self, subject: Subject, recipe: Any) -> Mapping[str, list[Reading]]:
         """What it will read of the network on each split, so that protocols of one run share a forward pass."""
 
@@ -48,13 +51,14 @@ PROTOCOLS: dict[str, ProtocolModule] = {
 def choose(
     name: str, *, built_in: bool = False, protocols: Mapping[str, ProtocolModule] = PROTOCOLS
 ) -> tuple[str, str, Any]:
-    """`knn` or `knn/dino` -> protocol, recipe name, recipe. A bare name is the first row; on built-in data, `toy`."""
+    """`knn/dino` -> protocol, recipe name, recipe. A bare name is its first row, on built-in data its first toy row."""
     protocol, _, recipe = name.strip().partition("/")
     if protocol not in protocols:
         raise unknown("protocol", protocol, protocols)
     recipes = protocols[protocol].RECIPES
     if not recipe:
-        recipe = "toy" if built_in and "toy" in recipes else next(iter(recipes))
+        toys = [row for row in recipes if built_in and row.split("-")[-1] == "toy"]
+        recipe = next(iter([*toys, *recipes]))
     if recipe not in recipes:
         raise unknown(f"recipe of {protocol}", recipe, recipes)
     return protocol, recipe, recipes[recipe]

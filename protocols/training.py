@@ -2,21 +2,16 @@
 
 A protocol gives a `Learner`, which takes a step on a batch and predicts the val images, and the batches. This loop does
 the rest: progress, scores of val on the way, stopping and going on. All that a step depends on is a function of
-(seed, step) or in the state file, so a training that was interrupted and goes on is the uninterrupted one, bit for bit
-on a CPU. It goes on when the same command is given again; nobody has to say so.
+(seed, step) or in the state file (state_file.py), so a training that was interrupted and goes on is the uninterrupted
+one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import signal
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate.saving import save
 from ssl_bench.evaluate.splits import Split
 from ssl_bench.evaluate.subject import IntArray, Subject
 from ssl_bench.evaluate.training import distributed
@@ -33,11 +27,9 @@ from ssl_bench.evaluate.training.augment import Pixels, View, draw_views
 from ssl_bench.evaluate.training.loader import Draws, Plan, Sampler, Views, batches, prepared, steps_per_epoch
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.evaluate.training.seeds import mixed
-from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
-from ssl_bench.files import cache_folder
-from ssl_bench.progress import bar, say
-
-SAVE_SECONDS = 600.0
+from ssl_bench.evaluate.training.signals import stop_signals
+from ssl_bench.progress import bar
+from ssl_bench.protocols.state_file import StateFile, farewell
 
 # The batches from one step to before another; a batch is the normalized images on the device, and as first draw the
 # labels (B,).
@@ -125,13 +117,15 @@ def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> 
     """Train to the end, or go on from where the same training stopped. `labels` are those of the val images."""
     per_epoch = steps_per_epoch(course.images, course.batch)
     total = per_epoch * course.epochs
-    state = _StateFile(course)
-    history, first = state.restore(learner)
-    if len(found := distributed.union([first])) > 1:
-        raise UserError(
-            f"the processes do not find the same interrupted training (steps {sorted(found)}). "
-            "Point SSL_BENCH_CACHE of all machines to one shared folder, or remove its folder training."
-        )
+    state, history = StateFile(dataclasses.asdict(course)), History()
+
+    def put_back(content: Mapping[str, Any]) -> None:
+        nonlocal history
+        kept = content["history"]
+        history = History(kept["epochs"], kept["accuracies"], *(_array(kept[name]) for name in ("best", "last")))
+        learner.load_state_dict(content["learner"])
+
+    first = state.restore(put_back)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
         advance: Callable[[int], None] = lambda count: None  # noqa: E731
@@ -144,23 +138,24 @@ def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> 
             # The learner's own randomness (drop path) depends on the step alone, not on what ran before.
             torch.manual_seed(mixed(course.seed, step, distributed.rank()))
             views = next(steps)
-            with _memory_explained():
+            with memory_explained():
                 learner.step(views, Progress(step, per_epoch, course.epochs))
             now = Progress(step + 1, per_epoch, course.epochs)
             if _is_time_to_evaluate(course, now):
                 history.add(round(now.epoch), learner.predict(), labels)
             advance(1)
-            stopped, saving = _agreed(stop, state)
+            stopped, saving = state.agreed(stop)
             if stopped or (saving and step + 1 < total):
-                state.save(learner, history, step + 1)
+                state.save({"learner": learner.state_dict(), "history": _kept(history)}, step + 1)
             if stopped:
-                raise SystemExit(_farewell(now))
+                raise SystemExit(farewell(f"epoch {now.epoch:.2f} of {now.epochs}"))
     state.remove()
     return history
 
 
 @contextlib.contextmanager
-def _memory_explained() -> Iterator[None]:
+def memory_explained() -> Iterator[None]:
+    """When the GPU's memory is full, say what helps."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -175,70 +170,10 @@ def _is_time_to_evaluate(course: Course, now: Progress) -> bool:
     return now.epoch_ended and (now.share == 1 or (every is not None and round(now.epoch) % every == 0))
 
 
-def _agreed(stop: StopFlag, state: _StateFile) -> tuple[bool, bool]:
-    """Whether any process was told to stop, and whether it is time to save for any."""
-    flags = torch.tensor([float(stop.signal is not None), float(state.is_old)])
-    if distributed.world_size() > 1:
-        flags = distributed.mean_of_all(flags.to(distributed.device()))
-    return bool(flags[0] > 0), bool(flags[1] > 0)
-
-
-def _farewell(now: Progress) -> int:
-    if distributed.rank() == 0:
-        say(f"stopped in epoch {now.epoch:.2f} of {now.epochs} and saved; the same command goes on from there")
-    return 128 + signal.SIGTERM
-
-
-class _StateFile:
-    """Where an interrupted training is kept: under the cache, by what identifies it."""
-
-    def __init__(self, course: Course) -> None:
-        content = json.dumps(dataclasses.asdict(course), sort_keys=True, default=str)
-        self.key = hashlib.sha256(content.encode()).hexdigest()[:32]
-        self.saved_at = time.monotonic()
-
-    @property
-    def path(self) -> Path:
-        """One file a training."""
-        return cache_folder() / "training" / f"{self.key}.pt"
-
-    @property
-    def is_old(self) -> bool:
-        """Whether too much would be lost by now."""
-        return time.monotonic() - self.saved_at > SAVE_SECONDS
-
-    def restore(self, learner: Learner) -> tuple[History, int]:
-        """What was reached, and the step to go on with. A file that cannot be read counts as none."""
-        try:
-            content: Any = torch.load(self.path, map_location="cpu", weights_only=True)
-            kept, step, learned = content["history"], int(content["step"]), content["learner"]
-            history = History(kept["epochs"], kept["accuracies"], *(_array(kept[name]) for name in ("best", "last")))
-        except FileNotFoundError:
-            return History(), 0
-        except Exception as error:  # noqa: BLE001  (torch raises whatever the damage makes it trip over)
-            say(f"{self.path} cannot be read ({type(error).__name__}); training begins anew")
-            return History(), 0
-        learner.load_state_dict(learned)
-        if distributed.rank() == 0:
-            say(f"going on with a training that was interrupted after step {step}")
-        return history, step
-
-    def save(self, learner: Learner, history: History, step: int) -> None:
-        """By the first process."""
-        kept = {
-            "epochs": history.epochs,
-            "accuracies": history.accuracies,
-            "best": None if history.best is None else torch.from_numpy(history.best),
-            "last": None if history.last is None else torch.from_numpy(history.last),
-        }
-        content = {"learner": learner.state_dict(), "history": kept, "step": step}
-        distributed.on_first(lambda: save(content, self.path))
-        self.saved_at = time.monotonic()
-
-    def remove(self) -> None:
-        """The training is over."""
-        if distributed.rank() == 0:
-            self.path.unlink(missing_ok=True)
+def _kept(history: History) -> dict[str, Any]:
+    """In plain values and tensors, for the state file."""
+    best, last = (None if each is None else torch.from_numpy(each) for each in (history.best, history.last))
+    return {"epochs": history.epochs, "accuracies": history.accuracies, "best": best, "last": last}
 
 
 def _array(tensor: torch.Tensor | None) -> IntArray | None:

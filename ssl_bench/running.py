@@ -191,7 +191,7 @@ def _task(name: str, opening: _Opening) -> _Task:
     protocol, recipe_name, recipe, overrides = _choose(name, options, built_in=dataset.built_in)
     subject = opening.subject(protocol, kind)
     opened, module = subject.checkpoint, protocols[protocol]
-    if dataset.built_in:
+    if dataset.built_in and not getattr(module, "KEEPS_SIZES", False):
         _check_sizes(overrides, dataset)
     _check_readings(module, recipe, subject, protocol)
     module.check(subject, recipe)
@@ -275,7 +275,7 @@ def _score(task: _Task, options: Options, seconds: dict[str, float]) -> Record:
         scores = found or task.module.run(task.subject, task.recipe)
         phases = seconds | {"score": time.perf_counter() - clock}
         record = _record(task, scores, options, started=started, seconds=phases)
-        records.write_record(record, options.results, samples=_samples(task.subject, scores))
+        records.write_record(record, options.results, samples=_samples(task.subject, scores), files=scores.files)
 
     distributed.on_first(write)
     record = records.find_record(task.run, options.results)

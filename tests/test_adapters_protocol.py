@@ -25,10 +25,10 @@ from ssl_bench.evaluate.subject import Subject
 from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.protocols import adapters
-from ssl_bench.protocols import training as loop
 from ssl_bench.protocols.adapters import RECIPES, Adapted, Probe
 from ssl_bench.protocols.network_training import NetworkLearner, Shared
 from ssl_bench.protocols.optimizers import StackedSgd
+from ssl_bench.protocols.state_file import StateFile
 
 TABLE_16 = {
     "lr": 0.1, "scale_lr": True, "weight_decay": 0.0, "batch": 16384, "warmup_epochs": 10, "epochs": 90,
@@ -252,12 +252,12 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(monkeypatch, own_cache,
     whole, _, expected = trained(monkeypatch, subject, recipe)
     calls = []
 
-    def stop_after_four(flag, state):
+    def stop_after_four(state, flag):
         calls.append(1)
         return len(calls) == 4, False
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_agreed", stop_after_four)
+        patch.setattr(StateFile, "agreed", stop_after_four)
         with pytest.raises(SystemExit) as stopped:
             adapters.run(subject, recipe)
     assert stopped.value.code == 143

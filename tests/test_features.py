@@ -431,7 +431,7 @@ def test_a_shard_of_broken_images_alone_is_left_out(shard, source, tiny_checkpoi
 
 def test_as_many_workers_as_processors_that_the_process_may_use(image_folder, monkeypatch):
     split, asked = open_dataset(str(image_folder())).train, []
-    monkeypatch.setattr(loading, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(loading, "WORTH_WORKERS", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     monkeypatch.setattr(torch.utils.data, "DataLoader", lambda *_, num_workers, **__: asked.append(num_workers) or [])

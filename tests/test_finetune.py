@@ -29,10 +29,10 @@ from ssl_bench.evaluate.training import supervised
 from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.protocols import finetune, network_training
-from ssl_bench.protocols import training as loop
 from ssl_bench.protocols.finetune import RECIPES, Classifier, first_layer, labeled_part, layer_groups, trunk
 from ssl_bench.protocols.label_splits import labeled_splits
 from ssl_bench.protocols.network_training import NetworkLearner, Shared
+from ssl_bench.protocols.state_file import StateFile
 
 # --- what the sources say, typed again ---
 
@@ -382,7 +382,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(monkeypatch, own_cache,
     whole, learner = trained(monkeypatch, subject, recipe)
     expected, step = weights(learner).clone(), NetworkLearner.step
 
-    def stop_after_four(flag, state):
+    def stop_after_four(state, flag):
         return learners[-1].seen == 4, False
 
     class Counting(NetworkLearner):
@@ -394,7 +394,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(monkeypatch, own_cache,
 
     learners = []
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_agreed", stop_after_four)
+        patch.setattr(StateFile, "agreed", stop_after_four)
         patch.setattr(finetune, "NetworkLearner", lambda *a: learners.append(Counting(*a)) or learners[-1])
         with pytest.raises(SystemExit) as stopped:
             finetune.run(subject, recipe)

@@ -23,10 +23,11 @@ from ssl_bench.evaluate.training.augment import View, draw_views
 from ssl_bench.evaluate.training.loader import epoch_order, sample_generator
 from ssl_bench.evaluate.training.schedules import Progress
 from ssl_bench.leaderboards.store import load_results
-from ssl_bench.protocols import linear, training
+from ssl_bench.protocols import linear
 from ssl_bench.protocols.heads import Heads
 from ssl_bench.protocols.linear import RECIPES, Recipe
 from ssl_bench.protocols.optimizers import StackedSgd
+from ssl_bench.protocols.state_file import StateFile
 from ssl_bench.protocols.training import Labeled, image_batches
 
 EFFORT = Effort(workers=0)
@@ -343,7 +344,7 @@ def courses(subject, given, monkeypatch):
     kept = []
 
     def stop(course, *rest):
-        kept.append(training._StateFile(course).key)
+        kept.append(StateFile(dataclasses.asdict(course)).key)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(linear, "train", stop)

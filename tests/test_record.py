@@ -22,6 +22,7 @@ from ssl_bench.leaderboards.record import (
     Record,
     SampleCounts,
     Score,
+    files_path,
     find_path,
     find_record,
     path_name,
@@ -32,6 +33,7 @@ from ssl_bench.leaderboards.record import (
     settings_text,
     write_record,
 )
+from ssl_bench.leaderboards.store import load_results
 
 SAMPLES = {"sample_id": ["a", "b"], "label": [0, 1], "prediction": [0, 0], "correct": [True, False]}
 OTHER_SAMPLES = SAMPLES | {"prediction": [1, 1], "correct": [False, True]}
@@ -269,6 +271,19 @@ def test_samples_are_kept_beside_the_record(tmp_path):
     path = write_record(make_record(), tmp_path, samples={name: np.array(column) for name, column in SAMPLES.items()})
     assert samples_path(path).name == "knn-dino@v1.samples.parquet"
     assert pyarrow.parquet.read_table(samples_path(path)).to_pydict() == SAMPLES
+
+
+def test_other_files_are_kept_in_a_folder_of_the_record(tmp_path):
+    path = write_record(make_record(), tmp_path, files={"config.json": b"{}", "overlays/one.png": b"png"})
+    assert files_path(path).name == "knn-dino@v1.files"
+    assert (files_path(path) / "config.json").read_bytes() == b"{}"
+    assert (files_path(path) / "overlays" / "one.png").read_bytes() == b"png"
+    assert len(load_results(tmp_path)) == 1  # a config is no record
+    assert write_record(make_record(), tmp_path, files={"other.txt": b"text"}) == path
+    assert [each.name for each in files_path(path).iterdir()] == ["other.txt"]
+    write_record(make_record(), tmp_path)
+    assert not files_path(path).exists()
+    assert path.exists()
 
 
 def test_a_record_written_again_without_samples_does_not_keep_old_ones(tmp_path):

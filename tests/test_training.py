@@ -15,7 +15,7 @@ import torch
 from ssl_bench.evaluate import cache
 from ssl_bench.evaluate.training.loader import Views
 from ssl_bench.evaluate.training.schedules import Progress
-from ssl_bench.protocols import training
+from ssl_bench.protocols import state_file
 from ssl_bench.protocols.training import Course, History, train
 
 LABELS = np.array([0, 1, 2, 1])
@@ -86,7 +86,7 @@ def test_the_best_is_each_variants_own_and_the_earlier_of_equally_good_epochs():
 def test_after_a_crash_it_goes_on_from_the_last_saved_state(monkeypatch, capsys):
     whole = Counter()
     expected = train(COURSE, whole, numbered, LABELS)
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)  # after every step
     broken = Counter()
     broken.fail_at = 7
     with pytest.raises(RuntimeError, match="power cut"):
@@ -100,7 +100,7 @@ def test_after_a_crash_it_goes_on_from_the_last_saved_state(monkeypatch, capsys)
 
 @pytest.mark.parametrize("change", [{"identity": {"a": 2}}, {"seed": 6}, {"batch": 3}, {"epochs": 4}])
 def test_another_training_does_not_go_on_with_this_ones_state(monkeypatch, change):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)
     broken = Counter()
     broken.fail_at = 5
     with pytest.raises(RuntimeError):
@@ -112,7 +112,7 @@ def test_another_training_does_not_go_on_with_this_ones_state(monkeypatch, chang
 
 
 def test_a_damaged_state_counts_as_none(monkeypatch, own_cache, capsys):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)
     broken = Counter()
     broken.fail_at = 5
     with pytest.raises(RuntimeError):
@@ -127,7 +127,7 @@ def test_a_damaged_state_counts_as_none(monkeypatch, own_cache, capsys):
 
 
 def test_an_interrupted_training_is_collected_when_it_is_old(monkeypatch, own_cache):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)
     broken = Counter()
     broken.fail_at = 5
     with pytest.raises(RuntimeError):

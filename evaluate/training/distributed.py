@@ -67,6 +67,15 @@ def union(numbers: Iterable[int]) -> set[int]:
     return set().union(*everywhere)
 
 
+def gathered_objects(items: list[Any]) -> list[Any]:
+    """The lists of all processes, one after the other in the order of their ranks."""
+    everywhere = [items]
+    if world_size() > 1:
+        everywhere *= world_size()
+        dist.all_gather_object(everywhere, items)
+    return [item for part in everywhere for item in part]
+
+
 def from_first(x: Tensor) -> Tensor:
     """The tensor of process 0, in place."""
     if world_size() > 1:
@@ -92,10 +101,13 @@ def on_first(action: Callable[[], None]) -> None:
 
 def replicated(module: nn.Module) -> DistributedDataParallel:
     """The module with its gradients averaged over processes. Its buffers (queues, running means) are its own affair."""
-    # torch renamed the switch on the way from 2.11 to 2.15.
+    return DistributedDataParallel(module, **own_buffers())
+
+
+def own_buffers() -> dict[str, Any]:
+    """The option that leaves a module's buffers to itself; torch renamed it on the way from 2.11 to 2.15."""
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(module, **switch)
+    return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def _batches(
     split: Split, plan: Plan, keys: Iterator[list[Key]], broken: dict[int, str]
 ) -> Generator[Batch, None, None]:
     workers = automatic_workers(plan.world) if plan.workers is None else plan.workers
-    with warnings.catch_warnings(), _signals_held():
+    with warnings.catch_warnings(), signals_held():
         # More workers than processors are the user's choice. And Python 3.12 warns of forking a process with threads,
         # since a child may wait for a lock that a thread held: these decode and crop, in one thread, and take no lock
         # of the parent's.
@@ -217,8 +217,8 @@ def _batches(
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]  # the network is there by now
-            worker_init_fn=_obey_the_parent_only,
-            multiprocessing_context=_context() if workers else None,
+            worker_init_fn=obey_the_parent_only,
+            multiprocessing_context=worker_context() if workers else None,
             generator=torch.Generator(),  # else a seed for the workers would be drawn from the global generator
         )
         iterator = iter(loader)
@@ -241,7 +241,7 @@ _STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Stopping signals wait; processes and threads that are started here never get them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
@@ -250,7 +250,7 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _obey_the_parent_only(worker: int) -> None:
+def obey_the_parent_only(worker: int) -> None:
     """Begin a worker: Ctrl-C and a scheduler's SIGTERM go to all processes, but the parent has a step to end.
 
     So the worker ends when the parent says so, by its queue or by SIGTERM; if the parent was killed, it notices.
@@ -292,7 +292,7 @@ def automatic_workers(world: int) -> int:
     return max(1, min(_MOST_WORKERS, processors // here - 1))
 
 
-def _context() -> Any:
+def worker_context() -> Any:
     """Forked where it can be: a spawned worker would load torch anew, and run the user's script from its top."""
     return multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 

@@ -1,0 +1,428 @@
+"""mmengine's Runner, driven from a program: no console output, no files of its own, nothing global left changed.
+
+    network = build({"type": "mmseg.EncoderDecoder", ...}, scope="mmseg", seed=0)
+    history = train(network, course, data, optimizer, effort)
+    outcome = validate(network, data, effort)
+
+What Runner does by default and this one does not: it picks the device by itself, names all it makes after the second
+in which it is started (two in one second share their state), writes configs, logs and checkpoints with absolute paths,
+reseeds and reconfigures the process, asks compilers for their versions, and, when a checkpoint does not load safely,
+loads it unsafely. Learning rates are a function of the step and samples one of their place (loading.py), so a state
+file of weights and optimizer is all that an interrupted training needs: it goes on bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import logging
+import math
+import random
+import tempfile
+import types
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from mmengine import ConfigDict
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import IterBasedTrainLoop, Runner, ValLoop
+from torch import nn
+
+from ssl_bench.errors import UserError
+from ssl_bench.evaluate.features import DTYPES
+from ssl_bench.evaluate.loading import Effort
+from ssl_bench.evaluate.training import distributed
+from ssl_bench.evaluate.training.loader import Plan, steps_per_epoch
+from ssl_bench.evaluate.training.seeds import mixed, seeded
+from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
+from ssl_bench.progress import Advance, bar
+from ssl_bench.protocols.openmm.loading import Samples, checked, training_batches, val_batches
+from ssl_bench.protocols.state_file import StateFile, farewell
+from ssl_bench.protocols.training import memory_explained
+
+Outcome = dict[str, Any]  # what a metric says of all val images, in plain values; the number that counts is "main"
+
+
+class Metric(Protocol):
+    """From outputs to scores."""
+
+    def read(self, sample: Mapping[str, Any]) -> Any:
+        """What to keep of one image's output (an mm data sample as a dict), in the process that evaluated it."""
+
+    def scores(self, results: list[Any]) -> Outcome:
+        """Of all val images, in the order of the dataset."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How much to train, and what makes it this training and no other."""
+
+    title: str  # for the progress bar
+    identity: Mapping[str, Any]  # plain values; a state file belongs to one identity
+    steps: int
+    batch: int  # over all processes
+    seed: int
+    evaluate_every: int | None = None  # steps; None: at the end only
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to train on, what to score, and how."""
+
+    train: Samples
+    val: Samples
+    metric: Metric
+
+
+@dataclass
+class History:
+    """What val said on the way; the last entry is the end."""
+
+    steps: list[int] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)  # val images that were skipped
+
+    @property
+    def best(self) -> int:
+        """The place of the best main number; the earlier of equal ones."""
+        return max(range(len(self.steps)), key=lambda place: (self.outcomes[place]["main"], -place))
+
+
+def build(config: Mapping[str, Any], *, scope: str, seed: int) -> nn.Module:
+    """A network of mmseg's or mmdet's, its new parts drawn with the seed. A config names classes or `scope.name`s."""
+    with quiet(), seeded(seed, _BUILDING), DefaultScope.overwrite_default_scope(scope):
+        network: nn.Module = MODELS.build(ConfigDict(config))
+        network.init_weights()  # type: ignore[operator]  # of mm's BaseModel
+    if distributed.world_size() == 1 or not torch.cuda.is_available():
+        network = revert_sync_batchnorm(network)  # torch's synchronizes on GPUs only
+    return network
+
+
+_BUILDING = 7  # tells this stream of the seed from those of the steps and of the samples
+
+
+def train(
+    network: nn.Module,
+    course: Course,
+    data: Data,
+    *,
+    optimizer: torch.optim.Optimizer,
+    lr_factor: Callable[[int], float],
+    effort: Effort,
+) -> History:
+    """Train to the end, or go on from where the same training stopped; val is scored at the end, or on the way too.
+
+    `lr_factor(step)` multiplies the learning rate with which each of the optimizer's groups was made.
+    """
+    steps_per_epoch(len(data.train), course.batch)  # refuses a batch that cannot be filled
+    state, history = StateFile(dataclasses.asdict(course)), History()
+    with _runner(network, effort) as runner:
+        wrapper = _wrapper(optimizer, course, effort)
+
+        def put_back(content: Mapping[str, Any]) -> None:
+            network.load_state_dict(content["network"])
+            wrapper.load_state_dict(content["optimizer"])
+            history.__dict__.update(content["history"])
+
+        first = state.restore(put_back)
+        plan = _plan(course, effort)
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stop_signals())
+            advance = stack.enter_context(_bar(course.title, course.steps))
+            advance(first)
+            batches = training_batches(data.train, plan, range(first, course.steps))
+            runner.optim_wrapper = wrapper
+            runner._train_loop = _TrainLoop(runner, batches, plan.accumulate, course=course, lr_factor=lr_factor)
+            runner._train_loop.go_on_with(first)
+            runner._val_loop = _ValLoop(runner, data, effort, broken=history.broken)
+            runner.register_hook(_Watch(state, history, stop, advance))
+            with memory_explained():
+                runner.train()
+    state.remove()
+    return history
+
+
+def validate(network: nn.Module, data: Data, effort: Effort) -> History:
+    """Score the val images without training."""
+    history = History()
+    with _runner(network, effort) as runner, _bar("scoring val", len(data.val)) as advance:
+        runner._val_loop = _ValLoop(runner, data, effort, broken=history.broken, advance=advance)
+        outcome = runner.val()["outcome"]
+    history.steps.append(0)
+    history.outcomes.append(outcome)
+    return history
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What mm packages print and warn of is dropped, and what they change of the process is put back."""
+    python, numpy, threads = random.getstate(), np.random.get_state(), cv2.getNumThreads()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        cv2.setNumThreads(threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+def config_json(config: Mapping[str, Any]) -> bytes:
+    """A resolved config as a file that mmengine reads: classes by their full names."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, type) or inspect.isfunction(value):
+            return f"{value.__module__}.{value.__qualname__}"
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        raise TypeError(f"a config holds plain values and classes, not {type(value).__name__}")
+
+    return (json.dumps(config, indent=2, default=plain) + "\n").encode()
+
+
+def _plan(course: Course, effort: Effort) -> Plan:
+    """`--batch-size` bounds how many images are computed at a time; gradients are summed over the parts."""
+    world = distributed.world_size()
+    if course.batch % world:
+        raise UserError(
+            f"a batch of {course.batch} images cannot be shared equally by {world} processes; choose a multiple of "
+            "their number: --set batch=..., or start another number of processes."
+        )
+    share = course.batch // world
+    parts = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= (effort.batch_size or share))
+    return Plan(
+        sample=_no_views,
+        batch=course.batch,
+        accumulate=parts,
+        seed=course.seed,
+        rank=distributed.rank(),
+        world=world,
+        workers=effort.workers,
+        skip_broken=effort.skip_broken,
+    )
+
+
+def _no_views(*args: Any) -> Any:
+    raise AssertionError("samples are made by mm's pipelines")
+
+
+def _wrapper(optimizer: torch.optim.Optimizer, course: Course, effort: Effort) -> OptimWrapper:
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    clip = None if course.clip_norm is None else {"max_norm": course.clip_norm}
+    options = {"optimizer": optimizer, "clip_grad": clip, "accumulative_counts": _plan(course, effort).accumulate}
+    if effort.dtype != "fp16":
+        return OptimWrapper(**options)
+    if not effort.device.startswith("cuda"):
+        raise UserError(f"--dtype fp16 trains on CUDA only (device {effort.device}); use bf16 or fp32.")
+    return AmpOptimWrapper(dtype="float16", **options)  # scales the loss
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Advance]:
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(bar(title, total)) if distributed.rank() == 0 else lambda count: None
+
+
+@contextlib.contextmanager
+def _runner(network: nn.Module, effort: Effort) -> Iterator[_QuietRunner]:
+    with tempfile.TemporaryDirectory(prefix="ssl-bench-") as folder, quiet():
+        autocast = torch.autocast(torch.device(effort.device).type, DTYPES[effort.dtype], effort.dtype != "fp32")
+        network.forward = autocast(network.forward)
+        runner = _QuietRunner(network, folder, effort.device)
+        try:
+            yield runner
+        finally:
+            del network.forward  # the class's own shows again
+            runner.release()
+
+
+class _QuietRunner(Runner):
+    def __init__(self, network: nn.Module, folder: str, device: str) -> None:
+        self.device = torch.device(device)
+        launcher = "pytorch" if distributed.world_size() > 1 else "none"
+        nothing = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
+        super().__init__(network, folder, launcher=launcher, default_hooks=nothing, experiment_name=uuid.uuid4().hex)
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """The processes have joined already; nothing else is to be set."""
+        self._rank, self._world_size, self._timestamp = distributed.rank(), distributed.world_size(), ""
+
+    def set_randomness(self, **kwargs: Any) -> None:
+        """Every step is seeded for itself."""
+        self._seed, self._deterministic = 0, False
+
+    def build_logger(self, **kwargs: Any) -> MMLogger:
+        """One that says nothing."""
+        logger = MMLogger.get_instance(self._experiment_name, logger_name=self._experiment_name, log_level="CRITICAL")
+        logger.handlers[:] = [logging.NullHandler()]
+        return logger
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """None; loops tell it the names of the classes."""
+        return types.SimpleNamespace(dataset_meta=None)
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
+        """On the device that the user chose, with gradients averaged over processes."""
+        model = model.to(self.device)
+        if not self.distributed or not any(parameter.requires_grad for parameter in model.parameters()):
+            return model
+        wrapped: nn.Module = MMDistributedDataParallel(model, **distributed.own_buffers())
+        return wrapped
+
+    def _init_model_weights(self) -> None:
+        """`build` did."""
+
+    def load_or_resume(self) -> None:
+        """`train` did."""
+
+    def dump_config(self) -> None:
+        """The config stands beside the record."""
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        """The record has the environment."""
+
+    def release(self) -> None:
+        """mm's global objects live for ever: forget those of this run."""
+        for kind in (MMLogger, MessageHub, DefaultScope):
+            kind._instance_dict.pop(self._experiment_name, None)
+
+
+class _TrainLoop(IterBasedTrainLoop):
+    """Steps of several parts, each with the learning rate and the random numbers of its step."""
+
+    def __init__(
+        self, runner: Runner, batches: Any, parts: int, *, course: Course, lr_factor: Callable[[int], float]
+    ) -> None:
+        super().__init__(runner, batches, course.steps, val_interval=course.evaluate_every or course.steps)
+        self.parts, self.course, self.lr_factor = parts, course, lr_factor
+
+    def go_on_with(self, step: int) -> None:
+        """The first to be done."""
+        self._iter = step
+
+    def run(self) -> nn.Module:
+        """From the first step to the last."""
+        wrapper, network = self.runner.optim_wrapper, self.runner.model
+        wrapper.initialize_count_status(network, self._iter * self.parts, self.max_iters * self.parts)
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        with contextlib.closing(checked(self.dataloader)) as batches:
+            for step in range(self._iter, self.max_iters):
+                torch.manual_seed(mixed(self.course.seed, step, distributed.rank()))
+                for group in wrapper.optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * self.lr_factor(step)
+                network.train()
+                losses = [float(network.train_step(next(batches), wrapper)["loss"]) for _ in range(self.parts)]
+                if not math.isfinite(sum(losses)):
+                    raise UserError(_DIVERGED.format(step=step, loss=sum(losses) / self.parts))
+                self._iter = step + 1
+                if self._iter % self.val_interval == 0 or self._iter == self.max_iters:
+                    self.runner.val_loop.run()
+                self.runner.call_hook("after_train_iter", batch_idx=step)
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        trained: nn.Module = network
+        return trained
+
+
+_DIVERGED = (
+    "the loss is {loss} at step {step}: the training diverged. Expected a finite one; take a smaller learning rate "
+    "(--set lr=...), a longer warm-up, or --dtype fp32."
+)
+
+
+class _ValLoop(ValLoop):
+    """mm's, over batches that may turn out to be errors. `broken` is filled with the images that are skipped."""
+
+    def __init__(
+        self, runner: Runner, data: Data, effort: Effort, *, broken: list[int], advance: Advance = lambda count: None
+    ) -> None:
+        super().__init__(runner, val_batches(data.val, effort), Evaluator([_Gathered(data.metric, broken)]))
+        self.broken, self.advance = broken, advance
+
+    def run(self) -> dict[str, Any]:
+        """All val images once."""
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        self.runner.model.eval()
+        self.broken.clear()
+        with contextlib.closing(checked(self.dataloader, self.broken)) as batches:
+            for index, batch in enumerate(batches):
+                self.run_iter(index, batch)
+                self.advance(self.runner.world_size)
+        metrics: dict[str, Any] = self.evaluator.evaluate(len(self.dataloader.dataset))
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        self.runner.call_hook("after_val")
+        return metrics
+
+
+class _Gathered(BaseMetric):
+    """What our metric read of every image, brought together from all processes."""
+
+    def __init__(self, metric: Metric, broken: list[int]) -> None:
+        super().__init__(prefix="ssl-bench")
+        self.metric, self.broken = metric, broken
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        """Each with its place in the dataset."""
+        self.results += [(int(sample["index"]), self.metric.read(sample)) for sample in data_samples]
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
+        """Of sorted results."""
+        return {"outcome": self.metric.scores(results)}
+
+    def evaluate(self, size: int) -> dict[str, Any]:
+        """Nothing is padded, so every image counts once."""
+        everywhere = dict(distributed.gathered_objects(self.results))
+        self.broken[:] = sorted(distributed.union(self.broken))
+        self.results.clear()
+        assert len(everywhere) + len(self.broken) == size, "a val image was counted twice or lost"
+        return self.compute_metrics([everywhere[index] for index in sorted(everywhere)])
+
+
+class _Watch(Hook):
+    """The progress bar, the history, and saving when it is time or when the user wants to stop."""
+
+    priority = "LOWEST"
+
+    def __init__(self, state: StateFile, history: History, stop: StopFlag, advance: Advance) -> None:
+        self.state, self.history, self.stop, self.advance = state, history, stop, advance
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
+        """Keep it."""
+        assert metrics is not None
+        self.history.steps.append(runner.iter)
+        self.history.outcomes.append(metrics["outcome"])
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Called after the validation of the step, if there was one."""
+        self.advance(1)
+        stopped, saving = self.state.agreed(self.stop)
+        if stopped or (saving and runner.iter < runner.max_iters):
+            network = runner.model.module if hasattr(runner.model, "module") else runner.model
+            content = {"network": network.state_dict(), "optimizer": runner.optim_wrapper.state_dict()}
+            self.state.save({**content, "history": dataclasses.asdict(self.history)}, runner.iter)
+        if stopped:
+            raise SystemExit(farewell(f"step {runner.iter:,} of {runner.max_iters:,}"))
