@@ -5,7 +5,8 @@
     open_coco("toy-coco")        the toy world in the same layout, made on first use
 
 Coordinates are packed into arrays while the parser still runs; outlines become lists again when asked for. Boxes are
-cut at the image's border; a box without extent (COCO has a few) is left out with its object, and counted in `notes`.
+cut at the image's border; a box without extent (COCO has two) is left out with its object, and listed in `notes` and
+`without_extent`.
 The manifest of a split holds a hash of every image's annotations: with a changed box it is another dataset.
 """
 
@@ -19,7 +20,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,8 @@ class Coco:
     annotations: Mapping[str, Annotations]  # by split
     categories: tuple[str, ...]  # in the order of their ids
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)  # by split: the annotations as they are given
+    without_extent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by split: ids of what was left out
 
     def limited(self, limit: int) -> Coco:
         """The first images of every split, and what is annotated in them."""
@@ -205,15 +208,15 @@ def _open_toy() -> Coco:
 
 def _open_root(root: Path, name: str, *, only_2017: bool) -> Coco:
     notes: list[str] = []
-    splits, annotations, categories = {}, {}, {}
+    splits, annotations, categories, files, without_extent = {}, {}, {}, {}, {}
     for split in ("train", "val"):
         if path := _annotation_file(root, split, only_2017=only_2017):
             if split == "train" and not any(place.is_dir() for place in _image_places(root, path)):
                 notes.append(f"{path.name} is there and its images are not, so there is no train split")
                 continue
             reader = _Reader(path)
-            read = reader.read(split, _image_folder(root, path), notes)
-            (splits[split], annotations[split]), categories[split] = read, reader.categories
+            splits[split], annotations[split] = reader.read(split, _image_folder(root, path), notes)
+            categories[split], files[split], without_extent[split] = reader.categories, path, reader.without_extent
     if not splits:
         year = "2017" if only_2017 else "*"
         raise UserError(
@@ -225,7 +228,7 @@ def _open_root(root: Path, name: str, *, only_2017: bool) -> Coco:
             f"train and val in {root / 'annotations'} have different categories ({len(first):,} and "
             f"{len(others[0]):,}, or other names or ids). Expected the same in both files; take them from one source."
         )
-    return Coco(name, root, False, splits, annotations, tuple(first.values()), tuple(notes))
+    return Coco(name, root, False, splits, annotations, tuple(first.values()), tuple(notes), files, without_extent)
 
 
 def _annotation_file(root: Path, split: str, *, only_2017: bool) -> Path | None:
@@ -286,6 +289,7 @@ class _Reader:
         names = self._column(categories, "name", "category", lambda name: isinstance(name, str) and bool(name))
         self._require_unique(names, "categories named")
         self.categories = dict(sorted(zip(ids.tolist(), names, strict=True)))
+        self.without_extent: tuple[int, ...] = ()
 
     def read(self, split: str, folder: Path, notes: list[str]) -> tuple[Split, Annotations]:
         """The images and what is annotated in them."""
@@ -331,11 +335,12 @@ class _Reader:
         self._column(self.objects, "iscrowd", "annotation", lambda value: value in (0, 1, None))
         crowd = np.array([bool(each.get("iscrowd")) for each in self.objects], np.bool_)
         cut, empty = _cut(box, size_px[image])
-        if empty.any():
-            named = shown(f"annotation {each}" for each in ids[empty].tolist())
+        self.without_extent = tuple(ids[empty].tolist())
+        if self.without_extent:
+            named = shown(f"annotation {each}" for each in self.without_extent)
             notes.append(
-                f"{int(empty.sum()):,} boxes of {self.path.name} have no extent within their image; their objects are "
-                f"left out: {named}"
+                f"{len(self.without_extent):,} boxes of {self.path.name} have no extent within their image; their "
+                f"objects are left out: {named}"
             )
         order = np.lexsort((ids, image))
         order = order[~empty[order]]

@@ -1,4 +1,4 @@
-"""Is a dataset laid out right, complete and readable? The work behind `ssl-bench data check`.
+"""Is a dataset of any kind laid out right, complete and readable? The work behind `ssl-bench data check`.
 
 A bad dataset is what this is for, so nothing here raises for one: what is wrong becomes a sentence that says what to
 do.
@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate.coco import Coco
 from ssl_bench.evaluate.decoding import BrokenImage
-from ssl_bench.evaluate.splits import Dataset, Split, shown
+from ssl_bench.evaluate.landmarks import Landmarks
+from ssl_bench.evaluate.mask_layouts import OTHER
+from ssl_bench.evaluate.masks import IGNORE, Masks
+from ssl_bench.evaluate.splits import AnyDataset, Dataset, Integers, Split, shown
 
 _BATCH = 128  # images a task: small enough for a moving progress bar, few enough tasks for a million images
 _SAMPLE = 64  # images opened in each split when not all are
 _LISTED = 20  # broken images that get a line of their own among the problems
 _IMBALANCE = 100
+_WITHOUT_EXTENT = {"coco": 2}  # objects in the complete training set whose box has no height
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,31 @@ class Expected:
     train: int
     val: int
 
+    def counts(self) -> dict[str, int]:
+        """As `examine` wants them."""
+        return {"classes": self.classes, "train": self.train, "val": self.val}
+
 
 @dataclass
 class CheckReport:
     """What was found. `problems` is empty for a dataset that can be used as it is."""
 
     spec: str
+    kind: str = "images"
     layout: str | None = None  # in words; None when it could not be opened
     root: str | None = None
     counts: dict[str, int] = field(default_factory=dict)  # images by split
     classes: int = 0
+    classes_seen: int | None = None  # of masks: those with at least one pixel in what was opened
     smallest_class: tuple[str, int] | None = None  # in train if there is one, with its number of images
     largest_class: tuple[str, int] | None = None
     smallest_image_px: tuple[int, int] | None = None  # width, height
     largest_image_px: tuple[int, int] | None = None
     images_opened: int = 0
     broken: list[str] = field(default_factory=list)  # all of them, as "file: reason"
+    unfit: list[str] = field(default_factory=list)  # readable, but what is in it does not fit: of masks
     manifests: dict[str, str] = field(default_factory=dict)  # sha256 by split
+    remarks: list[str] = field(default_factory=list)  # known flaws of the complete dataset
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -59,30 +72,50 @@ class CheckReport:
 
 def examine(
     spec: str,
-    open_it: Callable[[], Dataset],
+    open_it: Callable[[], AnyDataset],
     *,
-    expected: Expected | None,
+    kind: str = "images",
+    complete: Mapping[str, int] | None,
     decode: bool,
     progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
-    """Open the dataset, count, and open all of its images (or a sample of them)."""
-    report = CheckReport(spec)
+    """Open the dataset, count, and open all of its images (or a sample of them), with their masks.
+
+    `complete` has the number of classes and of each split's images.
+    """
+    report = CheckReport(spec, kind)
     try:
         dataset = open_it()
+        report.root = str(dataset.root) if dataset.root else None
+        _describe(report, dataset)
+        for name, split in dataset.splits.items():
+            report.counts[name] = len(split)
+            report.manifests[name] = split.manifest_sha256
     except UserError as error:
         report.problems.append(str(error))
         return report
-    report.layout, report.root = dataset.layout, str(dataset.root) if dataset.root else None
-    report.problems.extend(f"{note}. Check that this is meant" for note in dataset.notes)
-    splits = dataset.splits
-    for name, split in splits.items():
-        report.counts[name] = len(split)
-        report.manifests[name] = split.manifest_sha256
-    _classes(report, splits)
-    if expected:
-        _compare(report, dataset, expected)
-    _images(report, splits, decode=decode, progress=progress)
+    if complete:
+        _compare(report, dataset, complete)
+    _images(report, dataset, decode=decode, progress=progress)
     return report
+
+
+def _describe(report: CheckReport, dataset: AnyDataset) -> None:
+    """Layout, classes, and what was noted while opening."""
+    notes: tuple[str, ...] = ()
+    if isinstance(dataset, Dataset):
+        report.layout, notes = dataset.layout, dataset.notes
+        _classes(report, dataset.splits)
+    elif isinstance(dataset, Masks):
+        report.layout, notes, report.classes = dataset.layout, dataset.notes, len(dataset.classes)
+    elif isinstance(dataset, Coco):
+        report.layout, notes, report.classes = "COCO's instances", dataset.notes, len(dataset.categories)
+        known = _WITHOUT_EXTENT.get(dataset.name)
+        if known and sum(map(len, dataset.without_extent.values())) == known:
+            report.remarks, notes = list(notes), ()
+    elif isinstance(dataset, Landmarks):
+        report.layout, notes = "queries and database (gnd_NAME.pkl, jpg)", dataset.notes
+    report.problems.extend(f"{note}. Check that this is meant" for note in notes)
 
 
 def _classes(report: CheckReport, splits: dict[str, Split]) -> None:
@@ -107,54 +140,107 @@ def _classes(report: CheckReport, splits: dict[str, Split]) -> None:
         )
 
 
-def _compare(report: CheckReport, dataset: Dataset, expected: Expected) -> None:
+def _compare(report: CheckReport, dataset: AnyDataset, complete: Mapping[str, int]) -> None:
     """Compare with the complete dataset of that name."""
-    pairs = [("classes", report.classes, expected.classes)]
-    pairs += [(f"{name} images", report.counts.get(name, 0), getattr(expected, name)) for name in ("train", "val")]
-    for what, given, complete in pairs:
-        if given != complete:
+    found = {"classes": report.classes, **report.counts}
+    for what, count in complete.items():
+        if found.get(what, 0) != count:
+            named = what if what == "classes" else f"{what} images"
             report.problems.append(
-                f"{given:,} {what}, and the complete {dataset.name} has {complete:,}. Scores would not be comparable; "
-                f"complete {dataset.root}, or give it as a path if it is another dataset"
+                f"{found.get(what, 0):,} {named}, and the complete {dataset.name} has {count:,}. Scores would not be "
+                f"comparable; complete {dataset.root}, or give it as a path if it is another dataset"
             )
 
 
+@dataclass
+class _Seen:
+    """What a batch of images showed."""
+
+    opened: int = 0
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    broken: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
+    pixels: Integers = field(default_factory=lambda: np.zeros(IGNORE, np.int64))  # of each class
+    masks: int = 0
+    without_folder: int = 0  # masks of ImageNet-S that lack the class of their folder
+
+    def add(self, other: _Seen) -> None:
+        """Together."""
+        self.opened, self.masks = self.opened + other.opened, self.masks + other.masks
+        self.sizes |= other.sizes
+        self.broken, self.unfit = self.broken + other.broken, self.unfit + other.unfit
+        self.pixels = self.pixels + other.pixels
+        self.without_folder += other.without_folder
+
+
+Task = tuple[AnyDataset, Split, list[int]]
+
+
 def _images(
-    report: CheckReport, splits: dict[str, Split], *, decode: bool, progress: Callable[[int, int], None] | None
+    report: CheckReport, dataset: AnyDataset, *, decode: bool, progress: Callable[[int, int], None] | None
 ) -> None:
     """Open images in threads (Pillow decodes without holding Python's lock) and write down sizes and failures."""
-    tasks: list[tuple[Split, list[int]]] = []
-    for split in splits.values():
+    tasks: list[Task] = []
+    for split in dataset.splits.values():
         step = 1 if decode else max(1, len(split) // _SAMPLE)
         chosen = list(range(0, len(split), step))
-        tasks += [(split, chosen[start : start + _BATCH]) for start in range(0, len(chosen), _BATCH)]
-    total = sum(len(indices) for _, indices in tasks)
-    sizes: set[tuple[int, int]] = set()
+        tasks += [(dataset, split, chosen[start : start + _BATCH]) for start in range(0, len(chosen), _BATCH)]
+    total = sum(len(indices) for _, _, indices in tasks)
+    seen = _Seen()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow's remarks on odd metadata; what cannot be read is an error, not a warning
-        for task_sizes, broken, opened in pool.map(_open_batch, tasks):
-            sizes |= task_sizes
-            report.broken += broken
-            report.images_opened += opened
+        # Pillow's remarks on odd metadata; what cannot be read is an error, not a warning
+        warnings.simplefilter("ignore")
+        for batch in pool.map(_open_batch, tasks):
+            seen.add(batch)
             if progress:
-                progress(report.images_opened, total)
-    if sizes:
-        report.smallest_image_px = min(sizes, key=lambda size: size[0] * size[1])
-        report.largest_image_px = max(sizes, key=lambda size: size[0] * size[1])
+                progress(seen.opened, total)
+    report.images_opened, report.broken, report.unfit = seen.opened, seen.broken, seen.unfit
+    if seen.sizes:
+        report.smallest_image_px = min(seen.sizes, key=lambda size: size[0] * size[1])
+        report.largest_image_px = max(seen.sizes, key=lambda size: size[0] * size[1])
     report.problems += [f"broken image {line}. Fetch it again or remove it" for line in report.broken[:_LISTED]]
     if len(report.broken) > _LISTED:
         report.problems.append(f"{len(report.broken) - _LISTED:,} more broken images. Unpack the dataset again")
+    report.problems += report.unfit[:_LISTED]
+    if len(report.unfit) > _LISTED:
+        report.problems.append(f"{len(report.unfit) - _LISTED:,} more images and masks that do not fit")
+    if isinstance(dataset, Masks):
+        _masks(report, seen)
 
 
-def _open_batch(task: tuple[Split, list[int]]) -> tuple[set[tuple[int, int]], list[str], int]:
-    """Sizes seen, failures, and how many images were tried."""
-    split, indices = task
-    sizes, broken = set(), []
+def _masks(report: CheckReport, seen: _Seen) -> None:
+    """Classes that were seen; and whether ImageNet-S's numbers follow the order of its folders."""
+    report.classes_seen = int(np.count_nonzero(seen.pixels))
+    if 2 * seen.without_folder > seen.masks:
+        report.problems.append(
+            f"{seen.without_folder:,} of {seen.masks:,} masks lack the class of the folder in which they lie. A "
+            "class's number is the position of its folder among all, in sorted order: folders are missing or too many"
+        )
+
+
+def _open_batch(task: Task) -> _Seen:
+    """What these images showed."""
+    dataset, split, indices = task
+    seen = _Seen(opened=len(indices))
     for index in indices:
         try:
-            sizes.add(split.image(index).size)
+            if isinstance(dataset, Masks):
+                _open_pair(seen, dataset, split, index)
+            else:
+                seen.sizes.add(split.image(index).size)
         except BrokenImage as error:
-            broken.append(f"{error.file}: {error.reason}")
-    return sizes, broken, len(indices)
+            seen.broken.append(f"{error.file}: {error.reason}")
+        except UserError as error:
+            seen.unfit.append(str(error).rstrip("."))
+    return seen
+
+
+def _open_pair(seen: _Seen, dataset: Masks, split: Split, index: int) -> None:
+    image, mask = dataset.pair(split.name, index)
+    seen.sizes.add(image.size)
+    pixels = np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE]
+    seen.pixels += pixels
+    seen.masks += 1
+    if dataset.classes[0] == OTHER:  # ImageNet-S
+        label = dataset.classes.index(split.sample_ids[index].partition("/")[0])
+        seen.without_folder += int(pixels[label] == 0)

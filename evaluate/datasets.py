@@ -22,6 +22,7 @@ from ssl_bench.evaluate.coco import COCO, open_coco
 from ssl_bench.evaluate.data_check import CheckReport, Expected, examine
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.landmarks import LANDMARKS, open_landmarks
+from ssl_bench.evaluate.masks import KNOWN, MASKS, known_places, looks_like_masks, open_masks
 from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split, name_of
 from ssl_bench.evaluate.subsets import listed_classes, listed_images
 from ssl_bench.files import data_folder
@@ -123,7 +124,29 @@ KINDS: dict[str, Kind] = {
     "images": Kind(open_dataset, "toy", {name: known.description for name, known in DATASETS.items()}),
     "boxes": Kind(open_coco, "toy-coco", COCO),
     "landmarks": Kind(open_landmarks, "toy-roxford", LANDMARKS),
+    "masks": Kind(open_masks, "toy-ade20k", MASKS),
 }
+# Counts of the complete datasets that are not of images, for `ssl-bench data check`.
+_COMPLETE: dict[str, dict[str, int]] = {
+    "toy-coco": Expected(10, 400, 200).counts(),
+    "coco": Expected(80, 118_287, 5_000).counts(),
+    "toy-roxford": {"queries": 60, "database": 600},
+    "roxford5k": {"queries": 70, "database": 4_993},
+    "rparis6k": {"queries": 70, "database": 6_322},
+    "toy-ade20k": Expected(11, 400, 100).counts(),
+    "toy-cityscapes": Expected(19, 400, 100).counts(),
+    "toy-voc": Expected(11, 400, 100).counts(),
+    "toy-imagenet-s": Expected(11, 400, 100).counts(),
+    **{name: Expected(*known.complete).counts() for name, known in KNOWN.items()},
+}
+
+
+def named_places(name: str) -> list[Path]:
+    """Where a dataset is looked for that is given by name."""
+    if name in KNOWN:
+        return known_places(name)
+    folders = DATASETS[name].folders if name in DATASETS else ()
+    return [data_folder() / folder for folder in (name, *folders)]
 
 
 def open_images(spec: str) -> Dataset:
@@ -162,10 +185,23 @@ def check_dataset(spec: str, *, decode: bool = True, progress: Callable[[int, in
 
     With `decode` every image is opened, else a sample of them; `progress` is called with done, total.
     """
+    kind = _kind_of(spec)
     known = DATASETS.get(spec)
-    return examine(
-        spec, lambda: open_dataset(spec), expected=known.expected if known else None, decode=decode, progress=progress
-    )
+    complete = known.expected.counts() if known else _COMPLETE.get(spec)
+    return examine(spec, lambda: KINDS[kind].open(spec), kind=kind, complete=complete, decode=decode, progress=progress)
+
+
+def _kind_of(spec: str) -> str:
+    """By name, else by looking; what looks like nothing is opened as labeled images, which says what is expected."""
+    for kind, others in KINDS.items():
+        if spec in others.names:
+            return kind
+    root = Path(spec).expanduser()
+    if any(root.glob("gnd_*.pkl")):
+        return "landmarks"
+    if any(root.glob("annotations/instances_*.json")):
+        return "boxes"
+    return "masks" if looks_like_masks(root) else "images"
 
 
 def _open(spec: str) -> Dataset:
@@ -188,7 +224,7 @@ def _open(spec: str) -> Dataset:
 
 def _open_name(name: str, known: Known) -> Dataset:
     """Look under SSL_BENCH_DATA."""
-    places = [data_folder() / folder for folder in (name, *known.folders)]
+    places = named_places(name)
     for place in places:
         if place.exists():
             return _open_path(place, name)

@@ -238,7 +238,10 @@ class Dataset:
         return replace(self, train=shorten(self.train), val=shorten(self.val))
 
 
-BUILT_IN = ("toy", "digits", "toy-coco", "toy-roxford")
+BUILT_IN = (
+    *("toy", "digits", "toy-coco", "toy-roxford"),
+    *("toy-ade20k", "toy-cityscapes", "toy-voc", "toy-imagenet-s"),
+)
 
 
 def name_of(folder: Path) -> str:

@@ -80,7 +80,7 @@ def annotate(picture: Scene) -> list[dict[str, Any]]:
     groups: list[tuple[int, Mask, int]] = []  # label, mask, how many objects
     for instance in picture.instances:
         label, mask, members = instance.label, instance.mask, 1
-        touching = [group for group in groups if group[0] == label and bool((_grown(mask) & group[1]).any())]
+        touching = [group for group in groups if group[0] == label and bool((grown(mask) & group[1]).any())]
         for group in touching:
             groups.remove(group)
             mask, members = mask | group[1], members + group[2]
@@ -89,7 +89,7 @@ def annotate(picture: Scene) -> list[dict[str, Any]]:
     return [_entry(label, mask, crowd=members > 1) for label, mask, members in groups]
 
 
-def _grown(mask: Mask) -> Mask:
+def grown(mask: Mask) -> Mask:
     """With the pixels that share an edge with it."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]

@@ -344,22 +344,23 @@ def doctor(as_json: Json = False) -> None:
 @data_app.command("toy")
 def data_toy(
     out: Annotated[Path, typer.Option("--out", help="A folder that does not exist yet.")],
-    train: Annotated[int, typer.Option(help="Training images.")] = 4000,
-    val: Annotated[int, typer.Option(help="Validation images.")] = 1000,
-    size_px: Annotated[int, typer.Option("--size", help="Pixels a side.")] = 48,
+    layout: Annotated[
+        str, typer.Option(help="folders (of classes), ade20k, cityscapes, voc, imagenet-s, coco or roxford")
+    ] = "folders",
+    train: Annotated[int | None, typer.Option(help="Training images. Default: as many as the built-in data.")] = None,
+    val: Annotated[int | None, typer.Option(help="Validation images.")] = None,
+    size_px: Annotated[int | None, typer.Option("--size", help="Pixels a side, of folders. Default: 48.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes on every machine.")] = 0,
 ) -> None:
-    """Write the toy world as class folders: out/train/CLASS/*.png, out/val/CLASS/*.png."""
-    from ssl_bench.evaluate.toy_files import write_class_folders
-    from ssl_bench.evaluate.toyworld import MIN_SIZE_PX
+    """Write the toy world in the layout of a real dataset; by default as class folders, out/{train,val}/CLASS/*.png."""
+    from ssl_bench.evaluate.toy_layouts import writer
     from ssl_bench.files import new_folder
     from ssl_bench.progress import follow, say
 
-    if size_px < MIN_SIZE_PX:  # the renderer would speak of height_px, which nobody gave
-        raise UserError(f"--size {size_px}: expected at least {MIN_SIZE_PX} pixels.")
+    write = writer(layout, train=train, val=val, size_px=size_px, seed=seed)
     with new_folder(out) as folder, follow("drawing") as report:
-        write_class_folders(folder, train=train, val=val, size_px=size_px, seed=seed, progress=report)
-    say(f"{train} + {val} images in {out}")
+        write(folder, progress=report)
+    say(f"the toy world is in {out} ({layout})")
 
 
 @data_app.command("check")

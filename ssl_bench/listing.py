@@ -68,21 +68,24 @@ def recipes() -> list[Row]:
 
 def datasets() -> list[Row]:
     """A row a dataset that is known by name."""
-    from ssl_bench.evaluate.datasets import KINDS
+    from ssl_bench.evaluate.datasets import KINDS, named_places
     from ssl_bench.evaluate.splits import BUILT_IN
-    from ssl_bench.files import data_folder
 
-    return [
-        {
-            "name": name,
-            "kind": kind,
-            "what": what,
-            "where": "built in" if name in BUILT_IN else str(data_folder() / name),
-            "here": name in BUILT_IN or (data_folder() / name).exists(),
-        }
-        for kind, known in KINDS.items()
-        for name, what in known.names.items()
-    ]
+    rows = []
+    for kind, known in KINDS.items():
+        for name, what in known.names.items():
+            places = named_places(name)
+            place = next((place for place in places if place.exists()), places[0])
+            rows.append(
+                {
+                    "name": name,
+                    "kind": kind,
+                    "what": what,
+                    "where": "built in" if name in BUILT_IN else str(place),
+                    "here": name in BUILT_IN or place.exists(),
+                }
+            )
+    return rows
 
 
 def results() -> list[Row]:
