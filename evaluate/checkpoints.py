@@ -87,6 +87,16 @@ class Checkpoint:
 
         if self.format == "pixels":
             return Pixels(self.architecture.patch_px).eval()
+        self.require_match()
+        # What little is missing is drawn, and drawn alike every time.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build(self.architecture)
+        load_canonical(network, {key: value for key, value in self.state.items() if key not in self.match.unexpected})
+        return network.eval()
+
+    def require_match(self) -> None:
+        """Refuse when less than 95 % of the network is in the file."""
         match = self.match
         if match.matched_percent < LEAST_MATCHED_PERCENT:
             raise UserError(
@@ -95,12 +105,6 @@ class Checkpoint:
                 f"random. Missing: {_some(match.missing)}. Not used: {_some(match.unexpected)}. "
                 f"See `ssl-bench inspect {self.spec}`."
             )
-        # What little is missing is drawn, and drawn alike every time.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = build(self.architecture)
-        load_canonical(network, {key: value for key, value in self.state.items() if key not in match.unexpected})
-        return network.eval()
 
     @functools.cached_property
     def match(self) -> Match:
@@ -189,6 +193,7 @@ def _from_file(
     role = _choose(spec, row, roles, key, protocol)
     everything, container_rest = networks[roles[role]]
     state, extras = split_extras(canonical_names(everything), container_rest)
+    _refuse_windows(spec, state)
     width = int(state["patch_embed.proj.weight"].shape[0])
     told: dict[str, object] = {}
     if row:
@@ -269,6 +274,18 @@ def _choose(spec: str, row: Format | None, roles: Mapping[str, Place], key: str 
     if len(meant) != 1:
         raise UserError(f"{spec}: {unknown('--checkpoint-key', key, roles)}")
     return meant[0]
+
+
+def _refuse_windows(spec: str, state: State) -> None:
+    """ViTDet's and SAM's blocks differ from a plain ViT's only by these tables, so most of them would seem to fit."""
+    sizes = sorted({(len(value) + 1) // 2 for name, value in state.items() if name.endswith(".attn.rel_pos_h")})
+    if sizes:
+        raise UserError(
+            f"{spec}: its blocks hold relative positions (attn.rel_pos_h) for windows of "
+            f"{' and '.join(map(str, sizes))} patches a side, as ViTDet's and SAM's do; ssl-bench measures plain "
+            "vision transformers. Give the checkpoint from which that network was trained: recipes with windows make "
+            "relative positions of their own."
+        )
 
 
 def _pixels(spec: str, rest: str) -> Checkpoint:

@@ -6,20 +6,21 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Literal
+from importlib.util import find_spec
 
 from ssl_bench.errors import UserError
 from ssl_bench.files import cache_folder, data_folder, require_writable, results_folder
+from ssl_bench.protocols.openmm import packages
+from ssl_bench.protocols.openmm.packages import State
 
-State = Literal["fine", "note", "wrong"]
 Finding = dict[str, str]
 _LEAST_FREE_GIB = 2.0
 
 
 def examine() -> list[Finding]:
     """Every finding: what was looked at, its state, what was found, what to do."""
-    return [_python(), *_packages(), *_compute(), *_folders(), *_data()]
+    compute = _compute() if find_spec("torch") else []
+    return [_python(), *_packages(), *_dense(), *compute, *_folders(), *_data()]
 
 
 def _finding(what: str, state: State, found: str, to_do: str = "") -> Finding:
@@ -34,28 +35,14 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    from packaging.requirements import Requirement
+    needed = packages.requirements("")
+    if not needed:
+        return [_finding("ssl-bench", "note", "not installed as a package: versions are not checked", "make setup")]
+    return [_finding(*packages.examined(each, missing="wrong", to_do="make -B setup")) for each in needed]
 
-    findings = []
-    for line in requires("ssl-bench") or []:
-        requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            found = version(requirement.name)
-        except PackageNotFoundError:
-            findings.append(_finding(requirement.name, "wrong", "missing", "make setup"))
-            continue
-        fits = requirement.specifier.contains(found, prereleases=True)
-        findings.append(
-            _finding(
-                requirement.name,
-                "fine" if fits else "wrong",
-                found,
-                "" if fits else f"expected {requirement.specifier}: make setup",
-            )
-        )
-    return findings
+
+def _dense() -> list[Finding]:
+    return [_finding(*each) for each in (*packages.findings(), *packages.opencv())]
 
 
 def _compute() -> list[Finding]:

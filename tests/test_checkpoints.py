@@ -190,6 +190,29 @@ def test_numpys_objects_are_no_way_around(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("form", ["timm", "sam", "detectron2", "mmdet"])
+def test_a_network_of_windows_is_refused(form: str, tmp_path: Path):
+    """Nearly all its weights fit a plain network, which would be scored without windows and relative positions."""
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    network = VisionTransformerSAM(
+        img_size=64, embed_dim=64, depth=3, num_heads=1, num_classes=0, neck_chans=0, use_rel_pos=True, window_size=7,
+        global_attn_indexes=(1,),
+    )  # fmt: skip
+    state = {name: value for name, value in network.state_dict().items() if not name.startswith("neck.")}
+    flat = state | {"pos_embed": torch.zeros(1, 16, 64)}
+    content = {
+        "timm": state,
+        "sam": foreign.under("image_encoder.", {name.replace("fc", "lin"): state[name] for name in state}),
+        "detectron2": {"model": foreign.under("backbone.net.", flat)},
+        "mmdet": {"state_dict": foreign.under("backbone.", flat)},
+    }
+    path = foreign.save(tmp_path / "x.pth", content[form])
+    refused(path, "x.pth", "attn.rel_pos_h", "windows of 4 and 7 patches", "plain vision transformers", "Give the")
+    plain = {name: value for name, value in flat.items() if "rel_pos" not in name}
+    assert open_checkpoint(foreign.save(tmp_path / "plain.pth", plain)).match.matched_percent == 100
+
+
 # ---------------------------------------------------------------- parts of networks
 
 
