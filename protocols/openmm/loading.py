@@ -33,6 +33,10 @@ from ssl_bench.evaluate.training.loader import (
     worker_context,
 )
 from ssl_bench.evaluate.training.seeds import seeded
+from ssl_bench.protocols.openmm import packages
+
+# A worker that is spawned comes here first: it, too, imports mmseg and mmdet in silence, after the operators.
+packages.require()
 
 Packed = dict[str, Any]  # inputs, data_samples
 

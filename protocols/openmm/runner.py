@@ -16,27 +16,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import io
 import json
-import logging
 import math
-import random
 import tempfile
-import types
-import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import cv2
-import numpy as np
 import torch
 from mmengine import ConfigDict
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner, ValLoop
@@ -51,6 +42,7 @@ from ssl_bench.evaluate.training.seeds import mixed, seeded
 from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
 from ssl_bench.progress import Advance, bar
 from ssl_bench.protocols.openmm.loading import Samples, checked, training_batches, val_batches
+from ssl_bench.protocols.openmm.quiet import QuietRunner, quiet
 from ssl_bench.protocols.state_file import StateFile, farewell
 from ssl_bench.protocols.training import memory_explained
 
@@ -108,8 +100,6 @@ def build(config: Mapping[str, Any], *, scope: str, seed: int) -> nn.Module:
     with quiet(), seeded(seed, _BUILDING), DefaultScope.overwrite_default_scope(scope):
         network: nn.Module = MODELS.build(ConfigDict(config))
         network.init_weights()  # type: ignore[operator]  # of mm's BaseModel
-    if distributed.world_size() == 1 or not torch.cuda.is_available():
-        network = revert_sync_batchnorm(network)  # torch's synchronizes on GPUs only
     return network
 
 
@@ -166,26 +156,6 @@ def validate(network: nn.Module, data: Data, effort: Effort) -> History:
     history.steps.append(0)
     history.outcomes.append(outcome)
     return history
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What mm packages print and warn of is dropped, and what they change of the process is put back."""
-    python, numpy, threads = random.getstate(), np.random.get_state(), cv2.getNumThreads()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        cv2.setNumThreads(threads)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def config_json(config: Mapping[str, Any]) -> bytes:
@@ -246,67 +216,17 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _runner(network: nn.Module, effort: Effort) -> Iterator[_QuietRunner]:
+def _runner(network: nn.Module, effort: Effort) -> Iterator[QuietRunner]:
+    if distributed.world_size() == 1 or not effort.device.startswith("cuda"):
+        revert_sync_batchnorm(network)  # in place, with the same parameters: torch's synchronizes GPUs only
     with tempfile.TemporaryDirectory(prefix="ssl-bench-") as folder, quiet():
         autocast = torch.autocast(torch.device(effort.device).type, DTYPES[effort.dtype], effort.dtype != "fp32")
         network.forward = autocast(network.forward)
-        runner = _QuietRunner(network, folder, effort.device)
+        runner = QuietRunner(network, folder, effort.device)
         try:
             yield runner
         finally:
             del network.forward  # the class's own shows again
-            runner.release()
-
-
-class _QuietRunner(Runner):
-    def __init__(self, network: nn.Module, folder: str, device: str) -> None:
-        self.device = torch.device(device)
-        launcher = "pytorch" if distributed.world_size() > 1 else "none"
-        nothing = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
-        super().__init__(network, folder, launcher=launcher, default_hooks=nothing, experiment_name=uuid.uuid4().hex)
-
-    def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """The processes have joined already; nothing else is to be set."""
-        self._rank, self._world_size, self._timestamp = distributed.rank(), distributed.world_size(), ""
-
-    def set_randomness(self, **kwargs: Any) -> None:
-        """Every step is seeded for itself."""
-        self._seed, self._deterministic = 0, False
-
-    def build_logger(self, **kwargs: Any) -> MMLogger:
-        """One that says nothing."""
-        logger = MMLogger.get_instance(self._experiment_name, logger_name=self._experiment_name, log_level="CRITICAL")
-        logger.handlers[:] = [logging.NullHandler()]
-        return logger
-
-    def build_visualizer(self, visualizer: Any = None) -> Any:
-        """None; loops tell it the names of the classes."""
-        return types.SimpleNamespace(dataset_meta=None)
-
-    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
-        """On the device that the user chose, with gradients averaged over processes."""
-        model = model.to(self.device)
-        if not self.distributed or not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
-        wrapped: nn.Module = MMDistributedDataParallel(model, **distributed.own_buffers())
-        return wrapped
-
-    def _init_model_weights(self) -> None:
-        """`build` did."""
-
-    def load_or_resume(self) -> None:
-        """`train` did."""
-
-    def dump_config(self) -> None:
-        """The config stands beside the record."""
-
-    def _log_env(self, env_cfg: dict[str, Any]) -> None:
-        """The record has the environment."""
-
-    def release(self) -> None:
-        """mm's global objects live for ever: forget those of this run."""
-        for kind in (MMLogger, MessageHub, DefaultScope):
-            kind._instance_dict.pop(self._experiment_name, None)
 
 
 class _TrainLoop(IterBasedTrainLoop):
@@ -367,6 +287,7 @@ class _ValLoop(ValLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
+        _share_buffers(self.runner.model)
         self.broken.clear()
         with contextlib.closing(checked(self.dataloader, self.broken)) as batches:
             for index, batch in enumerate(batches):
@@ -376,6 +297,13 @@ class _ValLoop(ValLoop):
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
+
+
+def _share_buffers(network: nn.Module) -> None:
+    """Where BatchNorm is not synchronized (several processes on CPUs), all score with the mean of their statistics."""
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            distributed.mean_of_all(buffer)
 
 
 class _Gathered(BaseMetric):
