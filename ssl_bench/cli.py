@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ssl_bench import __version__
+from ssl_bench.cli_stores import Json, cache_app, data_app, print_json, print_listing
 from ssl_bench.errors import UserError, unknown
 
 app = typer.Typer(
@@ -21,13 +21,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Data is looked for under SSL_BENCH_DATA, results go to SSL_BENCH_RESULTS, features to SSL_BENCH_CACHE.",
 )
-data_app = typer.Typer(help="Built-in data, and checks of your own.", no_args_is_help=True)
 _INTERRUPTED = 130
-cache_app = typer.Typer(help="The feature cache.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 CheckpointKey = Annotated[
     str | None,
     typer.Option(
@@ -56,10 +53,6 @@ def main() -> None:
             raise
         sys.stderr.write("ssl-bench: interrupted; nothing half-written stays. Give the same command again to go on.\n")
         sys.exit(2)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _version(show: bool) -> None:
@@ -172,7 +165,7 @@ def run(
     if as_json:
         from ssl_bench.leaderboards.strict_json import plain
 
-        _print_json({"records": [plain(record) for record in records]})
+        print_json({"records": [plain(record) for record in records]})
         return
     from ssl_bench import showing
 
@@ -245,17 +238,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List what there is."""
-    from ssl_bench import listing
-
-    if kind not in listing.KINDS:
-        raise unknown("kind", kind, listing.KINDS)
-    rows = listing.KINDS[kind]()
-    if as_json:
-        _print_json({kind: rows})
-        return
-    from ssl_bench import showing
-
-    showing.rows(rows, f"no {kind}")
+    print_listing(kind, as_json=as_json)
 
 
 @app.command()
@@ -273,11 +256,97 @@ def inspect(
     overrides = settings_from_text(arch or [], "--arch heads=6")
     found = describe(open_checkpoint(spec, key=checkpoint_key, protocol=protocol, arch=overrides))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from ssl_bench import showing
 
     showing.fields(found)
+
+
+@app.command()
+def show(
+    spec: Annotated[str, typer.Argument(help="A file, a folder, timm:NAME, hf:REPO, random:ARCH or pixels:")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            "-k",
+            help="similarity, attention, queries, clusters, layers, histogram, reconstruction, inversion, locality, "
+            "masked-views; several by commas. Default: similarity, attention and clusters.",
+        ),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y in pixels of the image, for similarity and queries; repeatable. Default: the center."),
+    ] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another checkpoint to draw beside the first; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder; files are IMAGE-KIND.png.")] = Path("pictures"),
+    size_px: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            help="Longer side at which the network sees the image. Default: 480; small networks: twice their own.",
+        ),
+    ] = None,
+    layer: Annotated[int, typer.Option(help="The block to look at; 0 is the first, -1 the last.")] = -1,
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="Of similarity; repeatable. Default: 0.2, 0.4, 0.6, 0.8.")
+    ] = None,
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="For histogram: an image of object numbers, one for every image.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(help="For locality: the image that the query is cut from. Default: the image itself.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="For locality: left,top,right,bottom of the query. Default: around the point.")
+    ] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="As --kind inversion. Minutes to hours.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Of inversion. Default: 3000.")] = None,
+    mask_ratio: Annotated[
+        list[float] | None, typer.Option(help="Of inversion; repeatable. Default: 0.5, 0.75, 0.9.")
+    ] = None,
+    masked_views: Annotated[
+        str | None, typer.Option(help="What a method shows its student: mmc, mae/paper, ... (METHOD or METHOD/RECIPE)")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything random: random: weights, masks, k-means, boxes.")] = 0,
+    checkpoint_key: CheckpointKey = None,
+    arch: Arch = None,
+) -> None:
+    """Draw what a network makes of images, as PNGs: similarity, attention, clusters, and more (--kind).
+
+    Prints the files. A file of that name is replaced only if this command wrote it.
+    """
+    from ssl_bench import picture_kinds
+    from ssl_bench import show as pictures
+    from ssl_bench.evaluate.recipes import settings_from_text
+
+    options = picture_kinds.Options(
+        kinds=[each.strip() for text in kind or [] for each in text.split(",")],
+        beside=beside or [],
+        points=point or [],
+        out=out,
+        size_px=size_px,
+        layer=layer,
+        thresholds=threshold or [],
+        masks=mask or [],
+        query=query,
+        box=box,
+        invert=invert,
+        steps=steps,
+        mask_ratios=mask_ratio or [],
+        masked_views=masked_views,
+        device=device,
+        seed=seed,
+        checkpoint_key=checkpoint_key,
+        arch=settings_from_text(arch or [], "--arch heads=6"),
+    )
+    for path in pictures.show(spec, images, options):
+        sys.stdout.write(f"{path}\n")
 
 
 @app.command()
@@ -301,7 +370,7 @@ def leaderboard(
     table = build(listing.fitting(results, dataset=dataset, protocol=protocol))
     if as_json:
         cells = table.attrs["cells"]
-        _print_json(
+        print_json(
             {
                 "leaderboard": [{"model": row, **{c: cells[c].get(row) for c in cells}} for row in table.index],
                 "notes": table.attrs["notes"],
@@ -332,116 +401,12 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examination.examine()
     if as_json:
-        _print_json({"doctor": findings})
+        print_json({"doctor": findings})
     else:
         from ssl_bench import showing
 
         showing.rows(findings, "nothing to say")
     if any(finding["state"] == "wrong" for finding in findings):
-        raise typer.Exit(1)
-
-
-@data_app.command("toy")
-def data_toy(
-    out: Annotated[Path, typer.Option("--out", help="A folder that does not exist yet.")],
-    layout: Annotated[
-        str, typer.Option(help="folders (of classes), ade20k, cityscapes, voc, imagenet-s, coco or roxford")
-    ] = "folders",
-    train: Annotated[int | None, typer.Option(help="Training images. Default: as many as the built-in data.")] = None,
-    val: Annotated[int | None, typer.Option(help="Validation images.")] = None,
-    size_px: Annotated[int | None, typer.Option("--size", help="Pixels a side, of folders. Default: 48.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes on every machine.")] = 0,
-) -> None:
-    """Write the toy world in the layout of a real dataset; by default as class folders, out/{train,val}/CLASS/*.png."""
-    from ssl_bench.evaluate.toy_layouts import writer
-    from ssl_bench.files import new_folder
-    from ssl_bench.progress import follow, say
-
-    write = writer(layout, train=train, val=val, size_px=size_px, seed=seed)
-    with new_folder(out) as folder, follow("drawing") as report:
-        write(folder, progress=report)
-    say(f"the toy world is in {out} ({layout})")
-
-
-@data_app.command("check")
-def data_check(
-    dataset: Annotated[str, typer.Argument(help="A name or a folder.")],
-    decode: Annotated[bool, typer.Option(help="Open every image.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Say in words what a dataset is and what is wrong with it; exits with 1 if anything is."""
-    import dataclasses
-
-    from ssl_bench.evaluate.datasets import check_dataset
-    from ssl_bench.leaderboards.strict_json import plain
-    from ssl_bench.progress import follow
-
-    with follow("checking") as progress:
-        report = check_dataset(dataset, decode=decode, progress=progress)
-    if as_json:
-        _print_json({"check": plain(dataclasses.asdict(report))})
-    else:
-        from ssl_bench import showing
-
-        showing.fields(plain(dataclasses.asdict(report)))
-    if report.problems:
-        raise typer.Exit(1)
-
-
-@data_app.command("ls")
-def data_ls(as_json: Json = False) -> None:
-    """The datasets that are known by name, and where they are expected."""
-    ls("datasets", as_json)
-
-
-@cache_app.command("ls")
-def cache_ls(as_json: Json = False) -> None:
-    """What is cached, the longest unused first."""
-    import dataclasses
-
-    from ssl_bench.evaluate import cache
-
-    entries = cache.entries()
-    if as_json:
-        _print_json({"cache": [dataclasses.asdict(entry) for entry in entries]})
-        return
-    from ssl_bench import listing, showing
-
-    showing.rows([listing.cache_row(entry) for entry in entries], "the cache is empty")
-
-
-@cache_app.command("gc")
-def cache_gc(
-    unused_days: Annotated[float, typer.Option(help="Remove what nobody used for so long.")] = 30.0,
-    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Remove old entries and what was half-written. Entries in use are left alone."""
-    from ssl_bench.evaluate import cache
-    from ssl_bench.progress import say
-
-    removed, freed = cache.collect_garbage(unused_days=unused_days, everything=everything)
-    if as_json:
-        _print_json({"removed": removed, "freed_bytes": freed})
-        return
-    say(f"{removed} entries removed, {freed / 2**20:.1f} MiB freed")
-
-
-@cache_app.command("verify")
-def cache_verify(as_json: Json = False) -> None:
-    """Check every checksum. Damaged shards are removed, and made anew when they are next needed; exits with 1."""
-    from ssl_bench.evaluate import cache
-    from ssl_bench.progress import say
-
-    damaged = cache.verify()
-    if as_json:
-        _print_json({"damaged": [{"key": key, "shard": shard} for key, shard in damaged]})
-    else:
-        for key, shard in damaged:
-            say(f"{key}: shard {shard} was damaged and has been removed")
-        if not damaged:
-            say("every checksum fits")
-    if damaged:
         raise typer.Exit(1)
 
 

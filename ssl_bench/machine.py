@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ def device_named(name: str) -> str:
     return name
 
 
+_DENSE = ("mmengine", "mmcv", "mmseg", "mmdet", "cv2")
+
+
 def environment() -> dict[str, Any]:
     """What else a number may depend on."""
     from importlib.metadata import version
@@ -36,6 +40,8 @@ def environment() -> dict[str, Any]:
     import torch
 
     packages = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    # Only of runs that used them: they are optional, and decide the dense protocols' numbers.
+    packages |= {name: sys.modules[name].__version__ for name in _DENSE if name in sys.modules}
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
