@@ -23,6 +23,7 @@ from ssl_bench.evaluate.data_check import CheckReport, Expected, examine
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.landmarks import LANDMARKS, open_landmarks
 from ssl_bench.evaluate.masks import KNOWN, MASKS, known_places, looks_like_masks, open_masks
+from ssl_bench.evaluate.object_masks import OBJECTS, open_objects
 from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split, name_of
 from ssl_bench.evaluate.subsets import listed_classes, listed_images
 from ssl_bench.files import data_folder
@@ -125,6 +126,7 @@ KINDS: dict[str, Kind] = {
     "boxes": Kind(open_coco, "toy-coco", COCO),
     "landmarks": Kind(open_landmarks, "toy-roxford", LANDMARKS),
     "masks": Kind(open_masks, "toy-ade20k", MASKS),
+    "objects": Kind(open_objects, "toy-coco", OBJECTS),
 }
 # Counts of the complete datasets that are not of images, for `ssl-bench data check`.
 _COMPLETE: dict[str, dict[str, int]] = {

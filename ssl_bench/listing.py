@@ -67,25 +67,26 @@ def recipes() -> list[Row]:
 
 
 def datasets() -> list[Row]:
-    """A row a dataset that is known by name."""
+    """A row a dataset that is known by name, with all kinds in which protocols read it."""
     from ssl_bench.evaluate.datasets import KINDS, named_places
     from ssl_bench.evaluate.splits import BUILT_IN
 
-    rows = []
+    rows: dict[str, Row] = {}
     for kind, known in KINDS.items():
         for name, what in known.names.items():
+            if name in rows:
+                rows[name]["kind"] += f", {kind}"
+                continue
             places = named_places(name)
             place = next((place for place in places if place.exists()), places[0])
-            rows.append(
-                {
-                    "name": name,
-                    "kind": kind,
-                    "what": what,
-                    "where": "built in" if name in BUILT_IN else str(place),
-                    "here": name in BUILT_IN or place.exists(),
-                }
-            )
-    return rows
+            rows[name] = {
+                "name": name,
+                "kind": kind,
+                "what": what,
+                "where": "built in" if name in BUILT_IN else str(place),
+                "here": name in BUILT_IN or place.exists(),
+            }
+    return list(rows.values())
 
 
 def results() -> list[Row]:
