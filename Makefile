@@ -12,7 +12,7 @@ LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes 
         --extra openmm --group dev pyproject.toml --output-file requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench learn lock clean
+.PHONY: help setup demo test check bench slow learn lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ check: $(READY)  ## format, lint, types, tests
 
 bench: $(READY)  ## speed, as ratios measured in one run
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+slow: $(READY)  ## every dense row at full size with ViT-B/16: an hour, up to 20 GB
+	@$(BIN)/python -m pytest -m slow -s
 
 learn: $(READY)  ## does every method learn? all of them on the toy world, three seeds; goes on where it stopped
 	@$(BIN)/python tests/benchmarks/learn.py

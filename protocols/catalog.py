@@ -8,7 +8,21 @@ from typing import Any, Protocol
 from ssl_bench.errors import unknown
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import Scores, Subject
-from ssl_bench.protocols import adapters, fewshot, finetune, knn, linear, locality, lowshot, retrieval, stability
+from ssl_bench.protocols import (
+    adapters,
+    detection,
+    fewshot,
+    finetune,
+    knn,
+    linear,
+    locality,
+    lowshot,
+    retrieval,
+    semseg,
+    similarity,
+    stability,
+    zeroshot,
+)
 
 
 class ProtocolModule(Protocol):
@@ -45,6 +59,10 @@ PROTOCOLS: dict[str, ProtocolModule] = {
     "retrieval": retrieval,
     "stability": stability,
     "locality": locality,
+    "semseg": semseg,
+    "detection": detection,
+    "zeroshot": zeroshot,
+    "similarity": similarity,
 }
 
 

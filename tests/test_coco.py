@@ -88,6 +88,8 @@ def test_columns_are_those_of_the_file(tmp_path):
     (note,) = opened.notes
     assert note.startswith("2 boxes of instances_val2017.json have no extent")
     assert note.endswith("annotation 13, annotation 14")
+    assert opened.without_extent == {"val": (13, 14)}
+    assert opened.files == {"val": tmp_path / "mine" / "annotations" / "instances_val2017.json"}
 
 
 def test_a_limit_takes_images_with_what_is_in_them(tmp_path):
@@ -96,6 +98,7 @@ def test_a_limit_takes_images_with_what_is_in_them(tmp_path):
     part = whole.limited(2)
     assert list(part.splits["val"].sample_ids) == ["a.png", "b.png"]
     assert len(part.annotations["val"]) == 4
+    assert (part.files, part.without_extent) == (whole.files, whole.without_extent)
     chosen = whole.annotations["val"].take(np.array([1]))
     assert chosen.size_px.tolist() == [[40, 30]]
     assert (chosen.id.tolist(), chosen.image.tolist(), chosen.category.tolist()) == ([11, 12], [0, 0], [0, 1])
@@ -257,6 +260,16 @@ def test_the_annotations_of_train_without_its_images_leave_val(tmp_path):
     opened = open_coco(str(tmp_path))
     assert set(opened.splits) == {"val"}
     assert any("no train split" in note for note in opened.notes)
+
+
+def test_every_split_keeps_its_own_file_and_what_it_lacks(tmp_path):
+    document = hand_written()
+    root = write(tmp_path / "mine", document, "train2017")
+    document["annotations"] = document["annotations"][:4]
+    opened = open_coco(str(write(root, document)))
+    folder = root / "annotations"
+    assert opened.files == {name: folder / f"instances_{name}2017.json" for name in ("train", "val")}
+    assert opened.without_extent == {"train": (13, 14), "val": (13,)}
 
 
 def test_train_and_val_must_have_the_same_categories(tmp_path):
