@@ -252,12 +252,13 @@ RECIPES: dict[str, Recipe] = {
     "linear-toy":           _row(_MMC, "ours: seconds on the toy world", "none", layers=(2, 5, 8, 11),
                                  iterations=300, lrs=(0.01,), **_TOY),
     "upernet-toy":          _row(_UPERNET, "ours: seconds on the toy world", "none",
-                                 iterations=100, batch=4, lrs=(1e-3,), **_TOY),
+                                 iterations=100, batch=8, lrs=(1e-3,), drop_path=0.0,
+                                 **_TOY | {"crop_px": 48, "stride_px": 48}),
     # AdamW: with SGD a fresh mask transformer has learned nothing in seconds.
     "segmenter-toy":        _row(_MASK, "ours: seconds on the toy world", "none", train_images=100, splits=2,
                                  optimizer="adamw", iterations=80, epochs=None, lrs=(1e-3, 3e-3), **_TOY),
     "imagenet-s-toy":       _row(_IMAGENET_S, "ours: seconds on the toy world", "none", augmentation="resized-crop",
-                                 iterations=200, epochs=None, batch=32, lrs=(1e-3,), resize_px=None, **_TOY),
+                                 iterations=150, epochs=None, batch=32, lrs=(1e-3,), resize_px=None, **_TOY),
 }
 # fmt: on
 

@@ -599,7 +599,7 @@ def test_the_best_on_val_or_the_end(checkpoint: Checkpoint, masks: Masks, monkey
 
 
 def test_layer_decay_and_drop_path_reach_the_network(checkpoint: Checkpoint, masks: Masks) -> None:
-    one: Any = Segmentation(_subject(checkpoint, masks), _short("upernet-toy"), None, "semseg@v0")
+    one: Any = Segmentation(_subject(checkpoint, masks), _short("upernet-toy", drop_path=0.1), None, "semseg@v0")
     rates = [block.drop_path1.drop_prob for block in one.network().backbone.trunk.vit.blocks[1:]]
     assert rates == pytest.approx([0.1])
     groups = parameter_groups(one.network(), lr=1.0, weight_decay=0.05, layer_decay=0.65)

@@ -45,7 +45,7 @@ class MeanIoU:
         ious, accuracies = by_class(per_image.sum(axis=0))
         hits, _, labeled = per_image.sum(axis=(0, 2)).tolist()
         if not labeled:
-            raise UserError("no pixel of val has a label, so nothing can be scored. Expected masks with classes in them.")
+            raise UserError("no pixel of val has a label, so nothing can be scored. Expected masks that name classes.")
         return {
             "main": _mean(ious),
             "stderr": bootstrap_error(per_image),
