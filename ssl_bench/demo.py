@@ -29,6 +29,11 @@ _NEXT = """
 
 
 PROTOCOLS = "knn/moca-paper,lowshot/moca,linear"
+# Each reads the toy world in a layout of its own.
+DENSE = {
+    "segmentation by a linear head on mmseg, and detection on mmdet: a minute for each network": "semseg,detection",
+    "segmentation from one prompted patch, similarity of patches, propagation through videos": "zeroshot,similarity,davis",
+}
 
 
 def run() -> None:
@@ -42,6 +47,10 @@ def run() -> None:
     trained = _pretrained("moca")
     showing.records(running.run(trained, PROTOCOLS, dataclasses.replace(options, name="moca-toy")))
     showing.show(render(leaderboard(load_results().filter(dataset="toy")), "table"))
+    for what, protocols in DENSE.items():
+        say(what)
+        for ckpt, name in ((f"random:{ARCHITECTURE}", None), (trained, "moca-toy")):
+            showing.records(running.run(ckpt, protocols, running.Options(name=name)))
     showing.show(_NEXT)
 
 
