@@ -50,7 +50,8 @@ class StateFile:
         if content is not None:
             put_back(content)
             if distributed.rank() == 0:
-                say(f"going on with a training that was interrupted after step {step}")
+                done = f"a training of {step} steps is done already" if "finished" in content else None
+                say(done or f"going on with a training that was interrupted after step {step}")
         return step
 
     def _read(self) -> Mapping[str, Any] | None:

@@ -160,8 +160,8 @@ def memory_explained() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"the GPU's memory is full: {str(error).splitlines()[0]} Compute a batch in smaller parts, which changes "
-            "nothing else: --batch-size 32; or take --dtype bf16."
+            f"the GPU's memory is full: {str(error).splitlines()[0]} Compute a batch in smaller parts (--batch-size), "
+            "or take --dtype bf16."
         ) from error
 
 

@@ -32,7 +32,7 @@ from mmengine.registry import DefaultScope  # noqa: E402
 from mmengine.structures import BaseDataElement  # noqa: E402
 
 from ssl_bench.protocols.openmm import runner as runner_module  # noqa: E402
-from ssl_bench.protocols.openmm.runner import Course, Data, build, config_json, train, validate  # noqa: E402
+from ssl_bench.protocols.openmm.runner import Course, Data, Diverged, build, config_json, forget, train, validate  # noqa: E402
 
 STEPS, BATCH = 10, 4
 
@@ -109,12 +109,13 @@ def course(**changes) -> Course:
     )
 
 
-def run(network, *, data=None, effort=None, factor=lambda step: 1.0, optimizer=None, **changes):
+def run(network, *, data=None, effort=None, factor=lambda step: 1.0, optimizer=None, keep=False, **changes):
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    data = data or Data(Points(), Clean(6), Mean())
-    return train(
-        network, course(**changes), data, optimizer=optimizer, lr_factor=factor, effort=effort or Effort(workers=0)
-    )
+    data, effort = data or Data(Points(), Clean(6), Mean()), effort or Effort(workers=0)
+    history = train(network, course(**changes), data, optimizer=optimizer, lr_factor=factor, effort=effort)
+    if not keep:
+        forget(course(**changes), effort)
+    return history
 
 
 def weights(network) -> torch.Tensor:
@@ -180,8 +181,23 @@ def test_training_that_was_stopped_goes_on_bit_for_bit(monkeypatch, capsys, work
     assert dataclasses.asdict(history) == dataclasses.asdict(expected)
     assert "after step 5" in capsys.readouterr().err
     anew = line()
-    run(anew)  # the state file is gone: a finished training is not gone on with
+    run(anew)  # the state file is gone
     assert len(anew.seen) == len(whole.seen)
+
+
+def test_a_finished_training_is_not_repeated_until_it_is_forgotten(own_cache):
+    """So that a search of many goes on after those that are done."""
+    history = run(line(), keep=True)
+    again = line()
+    assert dataclasses.asdict(run(again, keep=True)) == dataclasses.asdict(history)
+    assert not again.seen
+    other = line()
+    run(other, effort=Effort(workers=0, batch_size=1))  # other parts of a batch: another training
+    assert other.seen
+    forget(course(), Effort(workers=0))
+    run(again)
+    assert again.seen
+    assert not list((own_cache / "training").iterdir())
 
 
 def test_the_steps_depend_on_the_seed_and_on_what_is_random_alone():
@@ -207,7 +223,8 @@ def test_parts_of_a_batch_are_the_batch():
 
 
 def test_nothing_is_printed_written_or_left_changed(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     cv2.setNumThreads(3)
     torch.manual_seed(1)
     before = (random.getstate(), np.random.get_state()[1].tolist(), warnings.filters[:], torch.get_num_threads())
@@ -217,7 +234,7 @@ def test_nothing_is_printed_written_or_left_changed(tmp_path, monkeypatch, capfd
         run(line())
         validate(line(), Data(Points(), Clean(), Mean()), Effort())
     assert capfd.readouterr() == ("", "")
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "here").iterdir())
     assert before == (
         random.getstate(), np.random.get_state()[1].tolist(), warnings.filters[:], torch.get_num_threads()
     )  # fmt: skip
@@ -244,7 +261,7 @@ def test_broken_images_are_refused_or_skipped(workers):
     network = line()
     history = run(network, data=data, effort=Effort(workers=workers, skip_broken=True))
     assert history.outcomes[-1]["images"] == [0, 1, 2, 3, 5]
-    assert history.broken == [4]
+    assert (history.broken, history.replaced) == ([4], [2])
     seen = [index for batch in network.seen if len(batch) == BATCH for index in batch]
     assert 2 not in seen
     assert seen[:12].count(3) == 2
@@ -253,7 +270,7 @@ def test_broken_images_are_refused_or_skipped(workers):
 def test_bad_input_is_refused_in_words():
     with pytest.raises(UserError, match="3 images, which do not fill one batch of 4"):
         run(line(), data=Data(Points(3), Clean(), Mean()))
-    with pytest.raises(UserError, match="the training diverged"):
+    with pytest.raises(Diverged, match="the training diverged"):
         run(line(), factor=lambda step: 1e30)
     with pytest.raises(UserError, match="fp16 trains on CUDA only"):
         run(line(), effort=Effort(dtype="fp16"))

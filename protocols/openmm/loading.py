@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,6 +57,14 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
+class _Good:
+    """A sample or a batch of them, and which images they were to be but cannot be read."""
+
+    packed: Packed
+    replaced: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Bad:
     """In a sample's place: what is wrong, since workers garble exceptions. `broken`: one that may be skipped."""
 
@@ -74,10 +82,10 @@ class _Guarded(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key | int) -> Packed | _Bad:
+    def __getitem__(self, key: Key | int) -> _Good | _Bad:
         try:
             if isinstance(key, int):
-                return self.samples[key]
+                return _Good(self.samples[key])
             with seeded(self.seed, *key):
                 return self._readable(key[1])
         except BrokenImage as error:
@@ -87,24 +95,26 @@ class _Guarded(torch.utils.data.Dataset[Any]):
         except UserError as error:
             return _Bad(str(error))
 
-    def _readable(self, index: int) -> Packed:
+    def _readable(self, index: int) -> _Good:
         """With `skip_broken`, the next one that can be read takes the place of a broken one."""
-        last: BrokenImage | None = None
+        broken: dict[int, BrokenImage] = {}
         for place in range(index, index + min(_MOST_BROKEN, len(self.samples))):
             try:
-                return self.samples[place % len(self.samples)]
+                return _Good(self.samples[place % len(self.samples)], tuple(broken))
             except BrokenImage as error:
                 if not self.skip_broken:
                     raise
-                last = error
-        raise UserError(f"{_MOST_BROKEN} images in a row cannot be read, the last of them: {last}") from last
+                broken[place % len(self.samples)] = error
+        last = list(broken.values())[-1]
+        raise UserError(f"{len(broken)} images in a row cannot be read, the last of them: {last}") from last
 
 
 def training_batches(samples: Samples, plan: Plan, steps: range) -> torch.utils.data.DataLoader[Any]:
     """The pieces of this process for these steps, `plan.accumulate` a step."""
-    keys = micro_batches(len(samples), plan, start_step=steps.start, stop_step=steps.stop)
     images = len(steps) * plan.batch // plan.world
-    return _loader(_Guarded(samples, plan.seed, plan.skip_broken), list(keys), images, plan.workers)
+    return _loader(
+        _Guarded(samples, plan.seed, plan.skip_broken), _Keys(len(samples), plan, steps), images, plan.workers
+    )
 
 
 def val_batches(samples: Samples, effort: Effort) -> torch.utils.data.DataLoader[Any]:
@@ -113,8 +123,23 @@ def val_batches(samples: Samples, effort: Effort) -> torch.utils.data.DataLoader
     return _loader(_Guarded(samples, 0, effort.skip_broken), mine, len(mine), effort.workers, ahead=True)
 
 
+@dataclass(frozen=True)
+class _Keys:
+    """The samples of each batch, drawn when they are asked for: a list of them all would be hundreds of megabytes."""
+
+    images: int
+    plan: Plan
+    steps: range
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return micro_batches(self.images, self.plan, start_step=self.steps.start, stop_step=self.steps.stop)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.plan.accumulate
+
+
 def _loader(
-    dataset: _Guarded, plan: list[list[Any]], images: int, workers: int | None, *, ahead: bool = False
+    dataset: _Guarded, plan: Iterable[list[Any]], images: int, workers: int | None, *, ahead: bool = False
 ) -> torch.utils.data.DataLoader[Any]:
     if workers is None:
         workers = automatic_workers(distributed.world_size()) if images >= WORTH_WORKERS else 0
@@ -129,15 +154,16 @@ def _loader(
             collate_fn=_collate,
             worker_init_fn=_begin_worker,
             multiprocessing_context=worker_context() if workers else None,
-            pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
             generator=torch.Generator(),  # else a seed for the workers would be drawn from the global generator
         )
 
 
-def _collate(items: Sequence[Packed | _Bad]) -> Packed | _Bad:
+def _collate(items: Sequence[_Good | _Bad]) -> _Good | _Bad:
     """mm's own form, a list of every entry; or the first thing that is wrong."""
+    good = [item for item in items if isinstance(item, _Good)]
     bad = next((item for item in items if isinstance(item, _Bad)), None)
-    return bad or pseudo_collate(items)
+    replaced = tuple(index for item in good for index in item.replaced)
+    return bad or _Good(pseudo_collate([item.packed for item in good]), replaced)
 
 
 def _begin_worker(worker: int) -> None:
@@ -146,15 +172,16 @@ def _begin_worker(worker: int) -> None:
     obey_the_parent_only(worker)
 
 
-def checked(loader: torch.utils.data.DataLoader[Any], broken: list[int] | None = None) -> Generator[Packed, None, None]:
-    """The batches, or the error that one of them is. `broken` takes the images that are skipped."""
+def checked(loader: torch.utils.data.DataLoader[Any], broken: list[int]) -> Generator[Packed, None, None]:
+    """The batches, or the error that one of them is. `broken` takes the images that are skipped or replaced."""
     with signals_held():
         iterator = iter(loader)
     try:
         for batch in iterator:
-            if not isinstance(batch, _Bad):
-                yield batch
-            elif batch.broken is None or broken is None:
+            if isinstance(batch, _Good):
+                broken += set(batch.replaced) - set(broken)
+                yield batch.packed
+            elif batch.broken is None:
                 raise UserError(batch.said)
             else:
                 broken.append(batch.broken)

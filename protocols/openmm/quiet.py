@@ -37,6 +37,7 @@ def quiet() -> Iterator[None]:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
+            _silent_logger("ssl-bench")  # mm's functions log to the newest one, or make one that prints
             yield
     finally:
         random.setstate(python)
@@ -46,6 +47,12 @@ def quiet() -> Iterator[None]:
         for kind, before in singletons.items():  # mm's global objects would live for ever
             kind._instance_dict.clear()
             kind._instance_dict.update(before)
+
+
+def _silent_logger(name: str) -> MMLogger:
+    logger = MMLogger.get_instance(name, logger_name=name, log_level="CRITICAL")
+    logger.handlers[:] = [logging.NullHandler()]
+    return logger
 
 
 class QuietRunner(Runner):
@@ -67,9 +74,7 @@ class QuietRunner(Runner):
 
     def build_logger(self, **kwargs: Any) -> MMLogger:
         """One that says nothing."""
-        logger = MMLogger.get_instance(self._experiment_name, logger_name=self._experiment_name, log_level="CRITICAL")
-        logger.handlers[:] = [logging.NullHandler()]
-        return logger
+        return _silent_logger(self._experiment_name)
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
         """None; loops tell it the names of the classes."""

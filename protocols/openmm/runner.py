@@ -88,6 +88,7 @@ class History:
     steps: list[int] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)  # val images that were skipped
+    replaced: list[int] = field(default_factory=list)  # training images that another one stood in for
 
     @property
     def best(self) -> int:
@@ -120,31 +121,46 @@ def train(
     `lr_factor(step)` multiplies the learning rate with which each of the optimizer's groups was made.
     """
     steps_per_epoch(len(data.train), course.batch)  # refuses a batch that cannot be filled
-    state, history = StateFile(dataclasses.asdict(course)), History()
+    plan = _plan(course, effort)
+    state, history = _state(course, plan), History()
     with _runner(network, effort) as runner:
         wrapper = _wrapper(optimizer, course, effort)
 
         def put_back(content: Mapping[str, Any]) -> None:
-            network.load_state_dict(content["network"])
-            wrapper.load_state_dict(content["optimizer"])
             history.__dict__.update(content["history"])
+            if "finished" not in content:
+                network.load_state_dict(content["network"])
+                wrapper.load_state_dict(content["optimizer"])
 
         first = state.restore(put_back)
-        plan = _plan(course, effort)
+        if first == course.steps:
+            return history
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_signals())
             advance = stack.enter_context(_bar(course.title, course.steps))
             advance(first)
             batches = training_batches(data.train, plan, range(first, course.steps))
             runner.optim_wrapper = wrapper
-            runner._train_loop = _TrainLoop(runner, batches, plan.accumulate, course=course, lr_factor=lr_factor)
-            runner._train_loop.go_on_with(first)
+            loop = _TrainLoop(runner, batches, plan.accumulate, course=course, lr_factor=lr_factor)
+            loop.go_on_with(first, replaced=history.replaced)
+            runner._train_loop = loop
             runner._val_loop = _ValLoop(runner, data, effort, broken=history.broken)
             runner.register_hook(_Watch(state, history, stop, advance))
             with memory_explained():
                 runner.train()
-    state.remove()
+    history.replaced = sorted(distributed.union(history.replaced))
+    state.save({"history": dataclasses.asdict(history), "finished": True}, course.steps)
     return history
+
+
+def forget(course: Course, effort: Effort) -> None:
+    """Remove what is kept of a training, also of a finished one: a search goes on after those that it has done."""
+    _state(course, _plan(course, effort)).remove()
+
+
+def _state(course: Course, plan: Plan) -> StateFile:
+    """BatchNorm and means over labeled pixels are of the parts, so with other parts it is another training."""
+    return StateFile({**dataclasses.asdict(course), "parts": plan.accumulate})
 
 
 def validate(network: nn.Module, data: Data, effort: Effort) -> History:
@@ -238,9 +254,9 @@ class _TrainLoop(IterBasedTrainLoop):
         super().__init__(runner, batches, course.steps, val_interval=course.evaluate_every or course.steps)
         self.parts, self.course, self.lr_factor = parts, course, lr_factor
 
-    def go_on_with(self, step: int) -> None:
-        """The first to be done."""
-        self._iter = step
+    def go_on_with(self, step: int, *, replaced: list[int]) -> None:
+        """The first to be done; `replaced` takes the images that are broken."""
+        self._iter, self.replaced = step, replaced
 
     def run(self) -> nn.Module:
         """From the first step to the last."""
@@ -248,7 +264,7 @@ class _TrainLoop(IterBasedTrainLoop):
         wrapper.initialize_count_status(network, self._iter * self.parts, self.max_iters * self.parts)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
-        with contextlib.closing(checked(self.dataloader)) as batches:
+        with contextlib.closing(checked(self.dataloader, self.replaced)) as batches:
             for step in range(self._iter, self.max_iters):
                 torch.manual_seed(mixed(self.course.seed, step, distributed.rank()))
                 for group in wrapper.optimizer.param_groups:
@@ -256,7 +272,7 @@ class _TrainLoop(IterBasedTrainLoop):
                 network.train()
                 losses = [float(network.train_step(next(batches), wrapper)["loss"]) for _ in range(self.parts)]
                 if not math.isfinite(sum(losses)):
-                    raise UserError(_DIVERGED.format(step=step, loss=sum(losses) / self.parts))
+                    raise Diverged(_DIVERGED.format(step=step, loss=sum(losses) / self.parts))
                 self._iter = step + 1
                 if self._iter % self.val_interval == 0 or self._iter == self.max_iters:
                     self.runner.val_loop.run()
@@ -267,9 +283,13 @@ class _TrainLoop(IterBasedTrainLoop):
         return trained
 
 
+class Diverged(UserError):  # noqa: N818  (the name says it)
+    """The loss is not finite any more."""
+
+
 _DIVERGED = (
-    "the loss is {loss} at step {step}: the training diverged. Expected a finite one; take a smaller learning rate "
-    "(--set lr=...), a longer warm-up, or --dtype fp32."
+    "the loss is {loss} at step {step}: the training diverged. Expected a finite one; set a smaller learning rate or a "
+    "longer warm-up, or take --dtype fp32."
 )
 
 
