@@ -50,8 +50,7 @@ class StateFile:
         if content is not None:
             put_back(content)
             if distributed.rank() == 0:
-                done = f"a training of {step} steps is done already" if "finished" in content else None
-                say(done or f"going on with a training that was interrupted after step {step}")
+                say(f"going on with a training that was interrupted after step {step}")
         return step
 
     def _read(self) -> Mapping[str, Any] | None:
@@ -76,9 +75,9 @@ class StateFile:
         if distributed.rank() == 0:
             self.path.unlink(missing_ok=True)
 
-    def agreed(self, stop: StopFlag) -> tuple[bool, bool]:
+    def agreed(self, stop: StopFlag, *, seconds: float | None = None) -> tuple[bool, bool]:
         """Whether any process was told to stop, and whether it is time to save for any."""
-        is_old = time.monotonic() - self.saved_at > SAVE_SECONDS
+        is_old = time.monotonic() - self.saved_at > (SAVE_SECONDS if seconds is None else seconds)
         flags = torch.tensor([float(stop.signal is not None), float(is_old)])
         if distributed.world_size() > 1:
             flags = distributed.mean_of_all(flags.to(distributed.device()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -21,6 +22,7 @@ from torch import nn
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.loading import Effort
+from ssl_bench.evaluate.training.signals import StopFlag
 from ssl_bench.protocols.openmm import packages
 from ssl_bench.protocols.state_file import StateFile
 
@@ -164,9 +166,9 @@ def test_training_that_was_stopped_goes_on_bit_for_bit(monkeypatch, capsys, work
     agreed = StateFile.agreed
     calls = []
 
-    def stop_after_five(state, flag):
+    def stop_after_five(state, flag, seconds):
         calls.append(1)
-        return len(calls) == 5, agreed(state, flag)[1]
+        return len(calls) == 5, agreed(state, flag, seconds=seconds)[1]
 
     effort = Effort(workers=workers)
     with monkeypatch.context() as patch:
@@ -183,6 +185,36 @@ def test_training_that_was_stopped_goes_on_bit_for_bit(monkeypatch, capsys, work
     anew = line()
     run(anew)  # the state file is gone
     assert len(anew.seen) == len(whole.seen)
+
+
+@pytest.mark.parametrize("at", [4, 10])
+def test_a_training_that_was_stopped_while_val_was_scored_scores_it_again(monkeypatch, at, capsys):
+    whole = line()
+    expected = run(whole)
+    flags = []
+
+    @contextlib.contextmanager
+    def signals():
+        flags.append(StopFlag())
+        yield flags[-1]
+
+    class Stopping(Mean):
+        def read(self, sample):
+            if at == len(network.seen) - 1 - {4: 0, 10: 12}[at]:
+                flags[-1].signal = 15
+            return super().read(sample)
+
+    network = line()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "stop_signals", signals)
+        with pytest.raises(SystemExit) as stopped:
+            run(network, data=Data(Points(), Clean(6), Stopping()))
+    assert stopped.value.code == 143
+    assert f"stopped in step {at} of 10, while val was scored" in capsys.readouterr().err
+    again = line()
+    history = run(again)
+    assert weights(again).equal(weights(whole))
+    assert (history.steps, history.outcomes) == (expected.steps, expected.outcomes)
 
 
 def test_a_finished_training_is_not_repeated_until_it_is_forgotten(own_cache):
@@ -311,7 +343,30 @@ torch.save([weights(network), history.outcomes, only.outcomes], sys.argv[1] + os
 """
 
 
-def test_two_processes_are_one(tmp_path):
+_ONE_IS_WRONG = """
+import os, sys
+from test_openmm_runner import *
+from ssl_bench.evaluate.training.distributed import together
+where, index = sys.argv[1].split()
+bad = {int(index): UserError("mask of z.png is bad")}
+data = Data(Points(bad=bad if where == "train" else None), Clean(7, bad=bad if where == "val" else None), Mean())
+with together("cpu"):
+    try:
+        run(line(dropout=0.0), data=data)
+    except UserError as error:
+        assert str(error) == "mask of z.png is bad", error
+        sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("where", ["train 5", "val 6"])
+def test_what_one_process_is_refused_all_are(tmp_path, where):
+    """A process that goes on alone would wait for ever."""
+    assert [code for code, _ in together(tmp_path, _ONE_IS_WRONG, where)] == [3, 3]
+
+
+def together(tmp_path, code, argument):
+    """The exit codes of two processes, and what they said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -320,11 +375,15 @@ def test_two_processes_are_one(tmp_path):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         environment = os.environ | ranks | where | {"PYTHONPATH": str(Path(__file__).parent)}
-        command = [sys.executable, "-W", "ignore", "-c", _TOGETHER, str(tmp_path / "rank")]
+        command = [sys.executable, "-W", "ignore", "-c", code, argument]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path))
-    for process in processes:
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, said[-3000:]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def test_two_processes_are_one(tmp_path):
+    for code, said in together(tmp_path, _TOGETHER, str(tmp_path / "rank")):
+        assert code == 0, said[-3000:]
     first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(2))
     assert first[0].equal(second[0])
     assert first[1:] == second[1:]

@@ -76,6 +76,17 @@ def gathered_objects(items: list[Any]) -> list[Any]:
     return [item for part in everywhere for item in part]
 
 
+def refuse_together(error: UserError | None) -> None:
+    """If any process has an error, all raise it: one that goes on alone would wait for the others for ever."""
+    if world_size() == 1:
+        if error is not None:
+            raise error
+        return
+    if float(sum_of_all(torch.tensor([float(error is not None)], device=device()))):
+        everywhere = gathered_objects([error] if error is not None else [])
+        raise everywhere[0]
+
+
 def from_first(x: Tensor) -> Tensor:
     """The tensor of process 0, in place."""
     if world_size() > 1:

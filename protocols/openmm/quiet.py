@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
+import os
 import random
+import tempfile
 import types
 import uuid
 import warnings
@@ -33,7 +34,8 @@ def quiet() -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=[]),
-            contextlib.redirect_stdout(io.StringIO()),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
@@ -58,11 +60,14 @@ def _silent_logger(name: str) -> MMLogger:
 class QuietRunner(Runner):
     """Lives within `quiet()`."""
 
-    def __init__(self, network: nn.Module, folder: str, device: str) -> None:
+    def __init__(self, network: nn.Module, device: str) -> None:
         self.device = torch.device(device)
         launcher = "pytorch" if distributed.world_size() > 1 else "none"
         nothing = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
-        super().__init__(network, folder, launcher=launcher, default_hooks=nothing, experiment_name=uuid.uuid4().hex)
+        # It wants to make a folder, and then has nothing to put there: one that exists will do.
+        super().__init__(
+            network, tempfile.gettempdir(), launcher=launcher, default_hooks=nothing, experiment_name=uuid.uuid4().hex
+        )
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """The processes have joined already; nothing else is to be set."""

@@ -8,7 +8,7 @@ What Runner does by default and this one does not: it picks the device by itself
 in which it is started (two in one second share their state), writes configs, logs and checkpoints with absolute paths,
 reseeds and reconfigures the process, asks compilers for their versions, and, when a checkpoint does not load safely,
 loads it unsafely. Learning rates are a function of the step and samples one of their place (loading.py), so a state
-file of weights and optimizer is all that an interrupted training needs: it goes on bit for bit on a CPU.
+file of weights and optimizer is all that an interrupted training needs: in one process on a CPU it goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ import dataclasses
 import inspect
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from mmengine import ConfigDict
-from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import IterBasedTrainLoop, Runner, ValLoop
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from ssl_bench.errors import UserError
@@ -41,9 +39,10 @@ from ssl_bench.evaluate.training.loader import Plan, steps_per_epoch
 from ssl_bench.evaluate.training.seeds import mixed, seeded
 from ssl_bench.evaluate.training.signals import StopFlag, stop_signals
 from ssl_bench.progress import Advance, bar
-from ssl_bench.protocols.openmm.loading import Samples, checked, training_batches, val_batches
+from ssl_bench.protocols.openmm.loading import Packed, Samples, checked, training_batches
 from ssl_bench.protocols.openmm.quiet import QuietRunner, quiet
-from ssl_bench.protocols.state_file import StateFile, farewell
+from ssl_bench.protocols.openmm.validation import Validation, share_buffers
+from ssl_bench.protocols.state_file import SAVE_SECONDS, StateFile, farewell
 from ssl_bench.protocols.training import memory_explained
 
 Outcome = dict[str, Any]  # what a metric says of all val images, in plain values; the number that counts is "main"
@@ -89,6 +88,7 @@ class History:
     outcomes: list[Outcome] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)  # val images that were skipped
     replaced: list[int] = field(default_factory=list)  # training images that another one stood in for
+    finished: bool = False
 
     @property
     def best(self) -> int:
@@ -128,12 +128,12 @@ def train(
 
         def put_back(content: Mapping[str, Any]) -> None:
             history.__dict__.update(content["history"])
-            if "finished" not in content:
+            if not history.finished:
                 network.load_state_dict(content["network"])
                 wrapper.load_state_dict(content["optimizer"])
 
         first = state.restore(put_back)
-        if first == course.steps:
+        if history.finished:
             return history
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_signals())
@@ -142,14 +142,15 @@ def train(
             batches = training_batches(data.train, plan, range(first, course.steps))
             runner.optim_wrapper = wrapper
             loop = _TrainLoop(runner, batches, plan.accumulate, course=course, lr_factor=lr_factor)
-            loop.go_on_with(first, replaced=history.replaced)
+            loop.go_on_with(first, history)
             runner._train_loop = loop
-            runner._val_loop = _ValLoop(runner, data, effort, broken=history.broken)
+            runner._val_loop = Validation(runner, data, effort, broken=history.broken)
             runner.register_hook(_Watch(state, history, stop, advance))
             with memory_explained():
                 runner.train()
     history.replaced = sorted(distributed.union(history.replaced))
-    state.save({"history": dataclasses.asdict(history), "finished": True}, course.steps)
+    history.finished = True
+    state.save({"history": dataclasses.asdict(history)}, course.steps)
     return history
 
 
@@ -167,7 +168,7 @@ def validate(network: nn.Module, data: Data, effort: Effort) -> History:
     """Score the val images without training."""
     history = History()
     with _runner(network, effort) as runner, _bar("scoring val", len(data.val)) as advance:
-        runner._val_loop = _ValLoop(runner, data, effort, broken=history.broken, advance=advance)
+        runner._val_loop = Validation(runner, data, effort, broken=history.broken, advance=advance)
         outcome = runner.val()["outcome"]
     history.steps.append(0)
     history.outcomes.append(outcome)
@@ -235,10 +236,10 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
 def _runner(network: nn.Module, effort: Effort) -> Iterator[QuietRunner]:
     if distributed.world_size() == 1 or not effort.device.startswith("cuda"):
         revert_sync_batchnorm(network)  # in place, with the same parameters: torch's synchronizes GPUs only
-    with tempfile.TemporaryDirectory(prefix="ssl-bench-") as folder, quiet():
+    with quiet():
         autocast = torch.autocast(torch.device(effort.device).type, DTYPES[effort.dtype], effort.dtype != "fp32")
         network.forward = autocast(network.forward)
-        runner = QuietRunner(network, folder, effort.device)
+        runner = QuietRunner(network, effort.device)
         try:
             yield runner
         finally:
@@ -254,9 +255,9 @@ class _TrainLoop(IterBasedTrainLoop):
         super().__init__(runner, batches, course.steps, val_interval=course.evaluate_every or course.steps)
         self.parts, self.course, self.lr_factor = parts, course, lr_factor
 
-    def go_on_with(self, step: int, *, replaced: list[int]) -> None:
-        """The first to be done; `replaced` takes the images that are broken."""
-        self._iter, self.replaced = step, replaced
+    def go_on_with(self, step: int, history: History) -> None:
+        """The first to be done, and what was found until then."""
+        self._iter, self.history = step, history
 
     def run(self) -> nn.Module:
         """From the first step to the last."""
@@ -264,23 +265,45 @@ class _TrainLoop(IterBasedTrainLoop):
         wrapper.initialize_count_status(network, self._iter * self.parts, self.max_iters * self.parts)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
-        with contextlib.closing(checked(self.dataloader, self.replaced)) as batches:
+        self._score_if_due()  # an interruption may have come between step and scoring
+        with contextlib.closing(checked(self.dataloader, self.history.replaced)) as batches:
             for step in range(self._iter, self.max_iters):
                 torch.manual_seed(mixed(self.course.seed, step, distributed.rank()))
                 for group in wrapper.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * self.lr_factor(step)
                 network.train()
-                losses = [float(network.train_step(next(batches), wrapper)["loss"]) for _ in range(self.parts)]
-                if not math.isfinite(sum(losses)):
-                    raise Diverged(_DIVERGED.format(step=step, loss=sum(losses) / self.parts))
+                losses = [float(network.train_step(_agreed(batches), wrapper)["loss"]) for _ in range(self.parts)]
+                loss = float(distributed.mean_of_all(torch.tensor(losses, device=distributed.device())).mean())
+                if not math.isfinite(loss):
+                    raise Diverged(_DIVERGED.format(step=step, loss=loss))
                 self._iter = step + 1
-                if self._iter % self.val_interval == 0 or self._iter == self.max_iters:
-                    self.runner.val_loop.run()
                 self.runner.call_hook("after_train_iter", batch_idx=step)
+                self._score_if_due()
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         trained: nn.Module = network
         return trained
+
+    @property
+    def is_due(self) -> bool:
+        """Whether val is to be scored after this step, and was not."""
+        due = self._iter % self.val_interval == 0 or self._iter == self.max_iters
+        return self._iter > 0 and due and self._iter not in self.history.steps
+
+    def _score_if_due(self) -> None:
+        if self.is_due:
+            self.runner.val_loop.run()
+
+
+def _agreed(batches: Iterator[Packed]) -> Packed:
+    """The next batch, or what is wrong with that of any process."""
+    batch, error = {}, None
+    try:
+        batch = next(batches)
+    except UserError as wrong:
+        error = wrong
+    distributed.refuse_together(error)
+    return batch
 
 
 class Diverged(UserError):  # noqa: N818  (the name says it)
@@ -291,63 +314,6 @@ _DIVERGED = (
     "the loss is {loss} at step {step}: the training diverged. Expected a finite one; set a smaller learning rate or a "
     "longer warm-up, or take --dtype fp32."
 )
-
-
-class _ValLoop(ValLoop):
-    """mm's, over batches that may turn out to be errors. `broken` is filled with the images that are skipped."""
-
-    def __init__(
-        self, runner: Runner, data: Data, effort: Effort, *, broken: list[int], advance: Advance = lambda count: None
-    ) -> None:
-        super().__init__(runner, val_batches(data.val, effort), Evaluator([_Gathered(data.metric, broken)]))
-        self.broken, self.advance = broken, advance
-
-    def run(self) -> dict[str, Any]:
-        """All val images once."""
-        self.runner.call_hook("before_val")
-        self.runner.call_hook("before_val_epoch")
-        self.runner.model.eval()
-        _share_buffers(self.runner.model)
-        self.broken.clear()
-        with contextlib.closing(checked(self.dataloader, self.broken)) as batches:
-            for index, batch in enumerate(batches):
-                self.run_iter(index, batch)
-                self.advance(self.runner.world_size)
-        metrics: dict[str, Any] = self.evaluator.evaluate(len(self.dataloader.dataset))
-        self.runner.call_hook("after_val_epoch", metrics=metrics)
-        self.runner.call_hook("after_val")
-        return metrics
-
-
-def _share_buffers(network: nn.Module) -> None:
-    """Where BatchNorm is not synchronized (several processes on CPUs), all score with the mean of their statistics."""
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            distributed.mean_of_all(buffer)
-
-
-class _Gathered(BaseMetric):
-    """What our metric read of every image, brought together from all processes."""
-
-    def __init__(self, metric: Metric, broken: list[int]) -> None:
-        super().__init__(prefix="ssl-bench")
-        self.metric, self.broken = metric, broken
-
-    def process(self, data_batch: Any, data_samples: Any) -> None:
-        """Each with its place in the dataset."""
-        self.results += [(int(sample["index"]), self.metric.read(sample)) for sample in data_samples]
-
-    def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
-        """Of sorted results."""
-        return {"outcome": self.metric.scores(results)}
-
-    def evaluate(self, size: int) -> dict[str, Any]:
-        """Nothing is padded, so every image counts once."""
-        everywhere = dict(distributed.gathered_objects(self.results))
-        self.broken[:] = sorted(distributed.union(self.broken))
-        self.results.clear()
-        assert len(everywhere) + len(self.broken) == size, "a val image was counted twice or lost"
-        return self.compute_metrics([everywhere[index] for index in sorted(everywhere)])
 
 
 class _Watch(Hook):
@@ -365,12 +331,22 @@ class _Watch(Hook):
         self.history.outcomes.append(metrics["outcome"])
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Called after the validation of the step, if there was one."""
+        """Called before the validation of the step, if there is one: it may take long, and more so than saving."""
         self.advance(1)
-        stopped, saving = self.state.agreed(self.stop)
-        if stopped or (saving and runner.iter < runner.max_iters):
-            network = runner.model.module if hasattr(runner.model, "module") else runner.model
-            content = {"network": network.state_dict(), "optimizer": runner.optim_wrapper.state_dict()}
-            self.state.save({**content, "history": dataclasses.asdict(self.history)}, runner.iter)
+        stopped, saving = self.state.agreed(self.stop, seconds=60.0 if runner.train_loop.is_due else SAVE_SECONDS)
+        if stopped or saving:
+            self._save(runner)
         if stopped:
             raise SystemExit(farewell(f"step {runner.iter:,} of {runner.max_iters:,}"))
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Several processes stop after the validation, since they have different shares of it."""
+        if self.stop.signal is not None and distributed.world_size() == 1:
+            self._save(runner)
+            raise SystemExit(farewell(f"step {runner.iter:,} of {runner.max_iters:,}, while val was scored"))
+
+    def _save(self, runner: Runner) -> None:
+        share_buffers(runner.model)  # those of the first process are kept
+        network = runner.model.module if hasattr(runner.model, "module") else runner.model
+        content = {"network": network.state_dict(), "optimizer": runner.optim_wrapper.state_dict()}
+        self.state.save({**content, "history": dataclasses.asdict(self.history)}, runner.iter)
