@@ -40,7 +40,7 @@ from ssl_bench.evaluate.architecture import (
 from ssl_bench.evaluate.formats import Format, Place, recognize
 from ssl_bench.evaluate.naming import canonical_names, split_extras
 from ssl_bench.evaluate.weights import find_networks, read_file
-from ssl_bench.files import remembered
+from ssl_bench.files import expanded, remembered
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone, Pixels
@@ -167,7 +167,7 @@ def open_checkpoint(
         from ssl_bench.evaluate.hub import download
 
         return _from_file(spec, download(rest), f"hf-{rest.replace('/', '-')}", key, protocol, known=known)
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     return _from_file(spec, path, _model_name(path), key, protocol, known=known)
 
 

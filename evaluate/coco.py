@@ -12,12 +12,10 @@ The manifest of a split holds a hash of every image's annotations: with a change
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,49 +28,18 @@ from PIL import Image
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage
+from ssl_bench.evaluate.outlines import Outlines, is_outline, packed_outlines, unfit
 from ssl_bench.evaluate.splits import ImageFiles, Integers, Names, Split, name_of, shown
-from ssl_bench.files import atomic_folder, cache_folder, data_folder
+from ssl_bench.files import atomic_folder, cache_folder, data_folder, expanded
 from ssl_bench.progress import follow
 
 Floats = npt.NDArray[np.float64]
-Outline = list[list[float]] | dict[str, Any]  # polygons x, y, x, y, ..., or run lengths {"counts": ..., "size": [h, w]}
 
 _EXPECTED = (
     "Expected toy-coco (built in), coco (COCO 2017 under SSL_BENCH_DATA/coco), or a folder of COCO's layout: "
     "annotations/instances_train*.json or instances_val*.json (val alone is enough), and beside annotations/ the "
     "image folders, train2017/ for instances_train2017.json"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Outlines:
-    """Segmentations as in the file, packed; an object without one has the empty list."""
-
-    numbers: Floats  # all coordinates of all polygons
-    ends: Integers  # (polygons,) in numbers
-    bounds: Integers  # (n + 1,): which polygons are whose
-    runs: Mapping[int, dict[str, Any]]  # run lengths, by their position
-
-    @classmethod
-    def packed(cls, outlines: Iterable[Sequence[Sequence[float]] | dict[str, Any]]) -> Outlines:
-        """Join them."""
-        numbers, ends, bounds, runs = array("d"), array("q"), array("q", [0]), {}
-        for position, outline in enumerate(outlines):
-            if isinstance(outline, dict):
-                runs[position] = outline
-            else:
-                for polygon in outline:
-                    numbers.extend(polygon)
-                    ends.append(len(numbers))
-            bounds.append(len(ends))
-        return cls(np.array(numbers), np.array(ends, np.int64), np.array(bounds, np.int64), runs)
-
-    def __getitem__(self, position: int) -> Outline:
-        """One outline, in COCO's own form."""
-        if position in self.runs:
-            return self.runs[position]
-        polygons = range(self.bounds[position], self.bounds[position + 1])
-        return [self.numbers[self.ends[k - 1] if k else 0 : self.ends[k]].tolist() for k in polygons]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +152,7 @@ def open_coco(spec: str) -> Coco:
     """Open a dataset of images with boxes by name or path."""
     if spec == "toy-coco":
         return _open_toy()
-    root = data_folder() / "coco" if spec == "coco" else Path(spec).expanduser()
+    root = data_folder() / "coco" if spec == "coco" else expanded(spec)
     if not (root / "annotations").is_dir():
         found = f"{root} has no folder annotations" if root.is_dir() else f"there is no folder {root}"
         raise UserError(f"{spec} is no dataset of images with boxes: {found}. {_EXPECTED}.")
@@ -257,15 +224,6 @@ def _image_folder(root: Path, annotations: Path) -> Path:
     raise UserError(f"the images of {annotations} are not there: expected them in {places[0]} or {places[1]}.")
 
 
-def _packed_outlines(record: dict[str, Any]) -> dict[str, Any]:
-    """Called by the parser for every object of the file: the numbers of an outline become 8 bytes each, at once."""
-    outline = record.get("segmentation")
-    if isinstance(outline, list):
-        with contextlib.suppress(TypeError):  # what is no list of lists of numbers is refused later, with its id
-            record["segmentation"] = [array("d", polygon) for polygon in outline]
-    return record
-
-
 class _Reader:
     """One file of instances, checked entry by entry."""
 
@@ -273,7 +231,7 @@ class _Reader:
         self.path = path
         try:
             with path.open(encoding="utf-8") as file:
-                document = json.load(file, object_hook=_packed_outlines)
+                document = json.load(file, object_hook=packed_outlines)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON ({error}). Unpack or fetch it again.") from error
         lists = ("images", "annotations", "categories")
@@ -331,7 +289,7 @@ class _Reader:
         category = self._positions("category_id", np.array(list(self.categories), np.int64))
         box = np.array(self._column(self.objects, "bbox", "annotation", _is_box), np.float64).reshape(-1, 4)
         area = np.array(self._column(self.objects, "area", "annotation", _is_number), np.float64)
-        self._column(self.objects, "segmentation", "annotation", _is_outline)
+        self._column(self.objects, "segmentation", "annotation", is_outline)
         self._column(self.objects, "iscrowd", "annotation", lambda value: value in (0, 1, None))
         crowd = np.array([bool(each.get("iscrowd")) for each in self.objects], np.bool_)
         cut, empty = _cut(box, size_px[image])
@@ -344,6 +302,12 @@ class _Reader:
             )
         order = np.lexsort((ids, image))
         order = order[~empty[order]]
+        outlines = Outlines.packed(self.objects[row].get("segmentation") or [] for row in order.tolist())
+        for row, wrong in unfit(outlines, size_px[image[order]]):
+            raise UserError(
+                f"{self.path}: annotation {ids[order[row]]} has {wrong}. Programs that read it would crash or hang; "
+                "mend or remove it."
+            )
         return Annotations(
             size_px=size_px,
             image=image[order],
@@ -352,7 +316,7 @@ class _Reader:
             box=cut[order],
             area=area[order],
             crowd=crowd[order],
-            outlines=Outlines.packed(self.objects[row].get("segmentation") or [] for row in order.tolist()),
+            outlines=outlines,
         )
 
     def _positions(self, key: str, known: Integers) -> Integers:
@@ -412,13 +376,6 @@ def _is_number(value: Any) -> bool:
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _is_outline(value: Any) -> bool:
-    """Polygons were packed while parsing; an object may have a box alone."""
-    if isinstance(value, dict):
-        return isinstance(value.get("counts"), (list, str)) and isinstance(value.get("size"), list)
-    return value is None or (isinstance(value, list) and all(isinstance(polygon, array) for polygon in value))
 
 
 def _is_relative(value: Any) -> bool:

@@ -18,9 +18,10 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.coco import Coco
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.landmarks import Landmarks
-from ssl_bench.evaluate.mask_layouts import OTHER
+from ssl_bench.evaluate.mask_layouts import IMAGENET_S
 from ssl_bench.evaluate.masks import IGNORE, Masks
 from ssl_bench.evaluate.splits import AnyDataset, Dataset, Integers, Split, shown
+from ssl_bench.evaluate.videos import Videos
 
 _BATCH = 128  # images a task: small enough for a moving progress bar, few enough tasks for a million images
 _SAMPLE = 64  # images opened in each split when not all are
@@ -106,6 +107,8 @@ def _describe(report: CheckReport, dataset: AnyDataset) -> None:
     if isinstance(dataset, Dataset):
         report.layout, notes = dataset.layout, dataset.notes
         _classes(report, dataset.splits)
+    elif isinstance(dataset, Videos):
+        report.layout, notes = dataset.layout, dataset.notes
     elif isinstance(dataset, Masks):
         report.layout, notes, report.classes = dataset.layout, dataset.notes, len(dataset.classes)
     elif isinstance(dataset, Coco):
@@ -241,6 +244,6 @@ def _open_pair(seen: _Seen, dataset: Masks, split: Split, index: int) -> None:
     pixels = np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE]
     seen.pixels += pixels
     seen.masks += 1
-    if dataset.classes[0] == OTHER:  # ImageNet-S
+    if dataset.layout == IMAGENET_S:
         label = dataset.classes.index(split.sample_ids[index].partition("/")[0])
         seen.without_folder += int(pixels[label] == 0)

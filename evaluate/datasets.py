@@ -26,7 +26,8 @@ from ssl_bench.evaluate.masks import KNOWN, MASKS, known_places, looks_like_mask
 from ssl_bench.evaluate.object_masks import OBJECTS, open_objects
 from ssl_bench.evaluate.splits import AnyDataset, Dataset, Split, name_of
 from ssl_bench.evaluate.subsets import listed_classes, listed_images
-from ssl_bench.files import data_folder
+from ssl_bench.evaluate.videos import VIDEOS, looks_like_videos, open_videos
+from ssl_bench.files import data_folder, expanded
 
 __all__ = [
     "DATASETS",
@@ -127,6 +128,7 @@ KINDS: dict[str, Kind] = {
     "landmarks": Kind(open_landmarks, "toy-roxford", LANDMARKS),
     "masks": Kind(open_masks, "toy-ade20k", MASKS),
     "objects": Kind(open_objects, "toy-coco", OBJECTS),
+    "videos": Kind(open_videos, "toy-davis", VIDEOS),
 }
 # Counts of the complete datasets that are not of images, for `ssl-bench data check`.
 _COMPLETE: dict[str, dict[str, int]] = {
@@ -139,6 +141,7 @@ _COMPLETE: dict[str, dict[str, int]] = {
     "toy-cityscapes": Expected(19, 400, 100).counts(),
     "toy-voc": Expected(11, 400, 100).counts(),
     "toy-imagenet-s": Expected(11, 400, 100).counts(),
+    "toy-davis": {"train": 48, "val": 240},  # frames
     **{name: Expected(*known.complete).counts() for name, known in KNOWN.items()},
 }
 
@@ -161,7 +164,7 @@ def open_images(spec: str) -> Dataset:
 
 def _open_unlabeled(spec: str) -> Dataset | None:
     """A folder, or its train folder, that holds images but not in one of the layouts with labels."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if spec in DATASETS or not path.is_dir():
         return None
     folder = path / "train" if (path / "train").is_dir() else path
@@ -198,11 +201,13 @@ def _kind_of(spec: str) -> str:
     for kind, others in KINDS.items():
         if spec in others.names:
             return kind
-    root = Path(spec).expanduser()
+    root = expanded(spec)
     if any(root.glob("gnd_*.pkl")):
         return "landmarks"
     if any(root.glob("annotations/instances_*.json")):
         return "boxes"
+    if looks_like_videos(root):
+        return "videos"
     return "masks" if looks_like_masks(root) else "images"
 
 
@@ -210,7 +215,7 @@ def _open(spec: str) -> Dataset:
     """Decide between a name and a path; a name wins, `./name` is a path."""
     if known := DATASETS.get(spec):
         return known.built_in() if known.built_in else _open_name(spec, known)
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if not path.exists():
         if os.sep in spec or spec.startswith((".", "~")):
             raise UserError(f"there is no folder {path}. Expected a dataset's folder, or one of {', '.join(DATASETS)}.")

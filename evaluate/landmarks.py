@@ -30,7 +30,7 @@ from PIL import Image
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage, is_image_name
 from ssl_bench.evaluate.splits import ImageFiles, Integers, Names, Split, name_of, shown
-from ssl_bench.files import atomic_folder, cache_folder, data_folder
+from ssl_bench.files import atomic_folder, cache_folder, data_folder, expanded
 from ssl_bench.progress import follow
 
 TOY = "toy-roxford"
@@ -132,7 +132,7 @@ def open_landmarks(spec: str) -> Landmarks:
 
 
 def _given(spec: str) -> Path:
-    folder = Path(spec).expanduser()
+    folder = expanded(spec)
     if not folder.is_dir():
         raise UserError(f"{spec!r} is no landmark dataset, and no folder. {_WHAT}.")
     return folder

@@ -22,6 +22,7 @@ and val may be absent. Nothing is decoded here, and each file costs one `stat`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,7 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 OTHER = "other"  # ImageNet-S: what belongs to none of the synsets
+IMAGENET_S = "ImageNet-S (train-semi, validation)"  # its layout in words
 
 Entry = tuple[str, int, int]  # a file's path, its bytes, and when it was modified
 
@@ -163,7 +165,7 @@ def _ade20k_classes(root: Path) -> tuple[str, ...]:
             f"{path} does not count its classes from 1 on. Expected a line of titles, then a line a class, Idx first "
             "and Name last, separated by tabs; fetch it again, or remove it."
         )
-    return tuple(re.split("[,;]", row[-1])[0].strip() for row in rows)
+    return _distinct(path, tuple(re.split("[,;]", row[-1])[0].strip() for row in rows))
 
 
 def open_cityscapes(root: Path) -> Opened:
@@ -209,7 +211,7 @@ def _voc_lists(root: Path) -> Path:
 
 
 def _open_voc(root: Path, *, aug: bool) -> Opened:
-    classes = _lines(root / "classes.txt") if (root / "classes.txt").is_file() else VOC_CLASSES
+    classes = _named(root / "classes.txt") if (root / "classes.txt").is_file() else VOC_CLASSES
     coding = _byte_coding(len(classes))
     images, splits, folders = _Files(root / "JPEGImages", "images"), {}, ["SegmentationClass"]
     folders += ["SegmentationClassAug"] if aug and (root / "SegmentationClassAug").is_dir() else []
@@ -256,7 +258,7 @@ def open_imagenet_s(root: Path) -> Opened:
             f"{root} has {len(first):,} synsets. Expected {complete[1]}, as its name says: a class's number is its "
             "position among all of them. Complete the folders; rename the folder if it is another dataset."
         )
-    classes = (OTHER, *first)
+    classes = _distinct(root, (OTHER, *first))
     if len(classes) > _IMAGENET_S_IGNORED:
         raise UserError(f"{root} has {len(first):,} synsets. Expected less than 1,000: the value 1000 means ignored.")
     expected = f"0 (other), 1 to {len(first)}, or 1000 (ignored)"
@@ -267,7 +269,7 @@ def open_imagenet_s(root: Path) -> Opened:
         return _split(split, _Files(root / folder, "images"), masks, coding, notes)
 
     splits = _splits(root, {"images": "{}", "train": "train-semi", "val": "validation"}, open_one)
-    return Opened(splits, classes, "ImageNet-S (train-semi, validation)", tuple(notes))
+    return Opened(splits, classes, IMAGENET_S, tuple(notes))
 
 
 def open_folders(root: Path) -> Opened:
@@ -275,7 +277,7 @@ def open_folders(root: Path) -> Opened:
     notes: list[str] = []
     if not (root / "classes.txt").is_file():
         raise UserError(f"{root / 'classes.txt'} is missing. Expected the names of the classes, one a line.")
-    classes = _lines(root / "classes.txt")
+    classes = _named(root / "classes.txt")
     coding = _byte_coding(len(classes))
     masks_at = next((name for name in ("masks", "annotations") if (root / name).is_dir()), "masks")
 
@@ -291,6 +293,18 @@ def _byte_coding(classes: int) -> Coding:
     if not 2 <= classes <= _IGNORED_BYTE:
         raise UserError(f"classes.txt names {classes:,} classes. Expected 2 to 255: masks have 8 bits, 255 is ignored.")
     return Coding.of({k: k for k in range(classes)}, [_IGNORED_BYTE], f"0 to {classes - 1}, or 255 (ignored)")
+
+
+def _named(path: Path) -> tuple[str, ...]:
+    """Classes, one a line."""
+    return _distinct(path, _lines(path))
+
+
+def _distinct(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Scores are kept by the name of the class."""
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UserError(f"{path} names several classes alike: {shown(twice)}. Expected a name of its own for each.")
+    return classes
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -23,8 +23,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate.coco import AnnotatedFiles, Annotations, Outline
+from ssl_bench.evaluate.coco import AnnotatedFiles, Annotations
 from ssl_bench.evaluate.decoding import BrokenImage
+from ssl_bench.evaluate.outlines import Outline
 from ssl_bench.evaluate.splits import ImageFiles, Integers, Source, shown
 
 Mask = npt.NDArray[np.uint16]

@@ -33,7 +33,7 @@ from ssl_bench.evaluate.mask_layouts import (
 )
 from ssl_bench.evaluate.mask_sources import IGNORE, CocoMasks, Mask, MaskFiles
 from ssl_bench.evaluate.splits import Split, name_of
-from ssl_bench.files import atomic_folder, cache_folder, data_folder
+from ssl_bench.files import atomic_folder, cache_folder, data_folder, expanded
 from ssl_bench.progress import follow
 
 __all__ = ["IGNORE", "MASKS", "Masks", "looks_like_masks", "open_masks"]
@@ -134,7 +134,7 @@ def open_masks(spec: str) -> Masks:
             return _open_toy(spec)
         if known := KNOWN.get(spec):
             return _open_name(spec, known)
-        root = Path(spec).expanduser()
+        root = expanded(spec)
         if spec in MASKS or _is_coco(root):
             return _of_coco(spec)
         return _open_path(spec, root)

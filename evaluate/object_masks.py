@@ -22,6 +22,7 @@ from ssl_bench.evaluate.coco import COCO, AnnotatedFiles, Annotations, Coco, ope
 from ssl_bench.evaluate.mask_sources import IGNORE, CocoMasks, Mask, MaskFiles
 from ssl_bench.evaluate.masks import MASKS, Masks, open_masks
 from ssl_bench.evaluate.splits import Split
+from ssl_bench.files import expanded
 
 __all__ = ["IGNORE", "OBJECTS", "ObjectImage", "ObjectMasks", "open_objects"]
 
@@ -38,6 +39,8 @@ class ObjectImage:
     numbers: Mask  # (H, W): 0 is no object, 1 + k the k-th object, or IGNORE
     ids: tuple[int, ...]  # of the objects: COCO's annotation, or the class
     categories: tuple[int, ...]  # of the objects: index into the dataset's categories
+    crowds: int = 0  # annotated, and no objects: ignored
+    without_outline: int = 0  # boxes alone: ignored too
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,25 +69,17 @@ class ObjectMasks:
         mask = source.mask(index, image.size)
         if isinstance(self.opened, Coco):
             annotations = self.opened.annotations[split]
-            rows = np.array(annotations.rows(index), np.int64)
-            rows = rows[_is_object(annotations)[rows]]
+            every = np.array(annotations.rows(index), np.int64)
+            rows, crowds = every[_is_object(annotations)[every]], int(annotations.crowd[every].sum())
             ids, categories = annotations.id[rows].tolist(), annotations.category[rows].tolist()
-            return ObjectImage(image, mask, tuple(ids), tuple(categories))
+            boxes_alone = len(every) - len(rows) - crowds
+            return ObjectImage(image, mask, tuple(ids), tuple(categories), crowds, boxes_alone)
         skipped = len(self.opened.classes) - len(self.categories)
         present = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE])
         objects = present[present >= skipped]
         table = np.zeros(IGNORE + 1, np.uint16)
         table[objects], table[IGNORE] = 1 + np.arange(len(objects)), IGNORE
         return ObjectImage(image, table[mask], tuple(objects.tolist()), tuple((objects - skipped).tolist()))
-
-    def ignored(self, split: str) -> dict[str, int]:
-        """What is annotated and is no object, counted: crowd regions, and objects without an outline."""
-        if not isinstance(self.opened, Coco):
-            return {"crowds": 0, "objects_without_outline": 0}
-        annotations = self.opened.annotations[split]
-        outlined = int((_is_object(annotations)).sum())
-        crowds = int(annotations.crowd.sum())
-        return {"crowds": crowds, "objects_without_outline": len(annotations) - crowds - outlined}
 
     def limited(self, limit: int) -> ObjectMasks:
         """A part of so many images a split, as the dataset itself chooses them."""
@@ -93,7 +88,7 @@ class ObjectMasks:
 
 def open_objects(spec: str) -> ObjectMasks:
     """Open a dataset of images with objects by name or path; a name wins, `./name` is a path."""
-    is_coco = spec in COCO or (spec not in MASKS and any(Path(spec).expanduser().glob("annotations/instances_*.json")))
+    is_coco = spec in COCO or (spec not in MASKS and any(expanded(spec).glob("annotations/instances_*.json")))
     return _seen(open_coco(spec) if is_coco else open_masks(spec))
 
 

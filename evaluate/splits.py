@@ -239,7 +239,7 @@ class Dataset:
 
 
 BUILT_IN = (
-    *("toy", "digits", "toy-coco", "toy-roxford"),
+    *("toy", "digits", "toy-coco", "toy-roxford", "toy-davis"),
     *("toy-ade20k", "toy-cityscapes", "toy-voc", "toy-imagenet-s"),
 )
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluate import toy_masks
 from ssl_bench.evaluate.toy_coco import write_coco
+from ssl_bench.evaluate.toy_davis import write_davis
 from ssl_bench.evaluate.toy_files import write_class_folders
 from ssl_bench.evaluate.toy_landmarks import write_landmarks
 from ssl_bench.evaluate.toyworld import MIN_SIZE_PX
@@ -37,6 +38,7 @@ LAYOUTS: dict[str, Layout] = {
     "voc":        Layout(toy_masks.write_voc, _COUNTS, "its images have 128 x 96 px"),
     "imagenet-s": Layout(toy_masks.write_imagenet_s, _COUNTS, "its images have 96 x 96 px"),
     "coco":       Layout(write_coco, _COUNTS, "its images have 96 x 96 px"),
+    "davis":      Layout(write_davis, _COUNTS, "its videos have 24 frames of 128 x 96 px"),
     "roxford":    Layout(_landmarks, frozenset(), "it has 60 queries and 600 images of 96 x 96 px, and no training"),
 }
 # fmt: on

@@ -10,6 +10,7 @@ from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import Scores, Subject
 from ssl_bench.protocols import (
     adapters,
+    davis,
     detection,
     fewshot,
     finetune,
@@ -63,6 +64,7 @@ PROTOCOLS: dict[str, ProtocolModule] = {
     "detection": detection,
     "zeroshot": zeroshot,
     "similarity": similarity,
+    "davis": davis,
 }
 
 

@@ -11,7 +11,8 @@ last one through ViTDet's simple pyramid. The AP of the last step is reported, b
 Departures of all rows: incomplete last batches are left out, and images are not grouped by their aspect ratio, as
 everywhere here; boxes are cut at the image's border; images with crowds alone are left out of training, which COCO has
 none of. Of iBOT's and CAE's: positions stay at the checkpoint's grid and are resized for each image (theirs: to 42 x 68
-once, then for each image). Of ViTDet's, whose code is detectron2: mmdet's cascade samples RoIs anew in every stage and
+once, then for each image), and a patch of 8 px halves strides and anchors (theirs: one stage less of enlargement,
+which keeps them). Of ViTDet's, whose code is detectron2: mmdet's cascade samples RoIs anew in every stage and
 has a mask head in each, images are resized by OpenCV, and an epoch has COCO's 117,266 images with objects (theirs:
 118,000).
 """
@@ -32,7 +33,7 @@ from ssl_bench.evaluate.splits import Integers, shown
 from ssl_bench.evaluate.subject import Score, Scores, Subject
 from ssl_bench.evaluate.training.loader import steps_per_epoch
 from ssl_bench.protocols.openmm import packages
-from ssl_bench.protocols.training import check_batch, identity
+from ssl_bench.protocols.training import about_replaced, check_batch, computed_apart, identity
 
 if TYPE_CHECKING:
     from ssl_bench.protocols.openmm.runner import Data
@@ -97,6 +98,8 @@ class Recipe:
             raise UserError(
                 f"shorter_px={self.shorter_px}: expected sides from 1 px to longer_px, which is {self.longer_px}."
             )
+        if min(np.diff([0, *self.drop_epochs]), default=1) <= 0:
+            raise UserError(f"drop_epochs={self.drop_epochs}: expected rising numbers above 0.")
         if self.lr <= 0 or not 0 < self.layer_decay <= 1 or not 0 <= self.drop_path < 1:
             raise UserError(
                 f"lr={self.lr:g}, layer_decay={self.layer_decay:g}, drop_path={self.drop_path:g}: expected lr above 0, "
@@ -145,7 +148,7 @@ _VITDET = replace(
 # Features of small networks that were trained for minutes differ in scale by ten: the heads' layer norm copes.
 _TOY = replace(
     _CAE, positions="trained", norm="layer", candidates=100, proposals=50, rois=32, convs=1, channels=32, hidden=128,
-    augmentation="multi-scale", shorter_px=(96,), longer_px=96, epochs=3, drop_epochs=(2.5,), warmup_steps=20, batch=4,
+    augmentation="multi-scale", shorter_px=(96,), longer_px=96, epochs=2, drop_epochs=(1.6,), warmup_steps=20, batch=4,
     lr=2e-3, layer_decay=0.9, drop_path=0.0, source="ours: seconds on the toy world", published="none",
 )  # fmt: skip
 
@@ -225,6 +228,11 @@ def check(subject: Subject, recipe: Recipe) -> None:
         )
 
 
+def data_used(subject: Subject, recipe: Recipe) -> dict[str, str]:
+    """BatchNorm and the means of losses are of what is computed at a time: part of the run's identity."""
+    return computed_apart(recipe.batch, subject.effort)
+
+
 def _check_val(subject: Subject, coco: Coco) -> None:
     subject.split("val")
     file = coco.files["val"]
@@ -243,25 +251,21 @@ def _check_val(subject: Subject, coco: Coco) -> None:
 
 
 def _check_outlines(coco: Coco, split: str) -> None:
-    """Masks are trained and scored, so every object must have one, and run lengths the size of their image."""
+    """Masks are trained and scored, so every object must have one; and val none that pycocotools takes for a box."""
     found, file = coco.annotations[split], coco.files[split]
-    corners = np.concatenate([[0], np.cumsum(np.diff(found.outlines.ends, prepend=0) >= 6)])  # x, y of three or more
-    polygons = np.diff(corners[found.outlines.bounds])
-    polygons[list(found.outlines.runs)] = 1
-    if without := found.id[polygons == 0].tolist():
+    is_area = np.diff(found.outlines.ends, prepend=0) >= 6  # x, y of three corners or more
+    corners = np.concatenate([[0], np.cumsum(is_area)])
+    polygons, areas = np.diff(found.outlines.bounds), np.diff(corners[found.outlines.bounds])
+    runs = list(found.outlines.runs)
+    polygons[runs], areas[runs] = 1, 1
+    wrong = areas == 0 if split == "train" else (areas == 0) | (areas < polygons)
+    if without := found.id[wrong].tolist():
         named = shown(f"annotation {each}" for each in without)
         raise UserError(
-            f"{file}: {len(without):,} objects have no segmentation: {named}. Masks are trained and scored beside "
-            "boxes, so expected polygons (of three corners or more) or run lengths for each; complete the file, or "
-            "remove these annotations."
+            f"{file}: {len(without):,} objects have no segmentation, or one of fewer than three corners: {named}. "
+            "Masks are trained and scored beside boxes, so expected polygons (of three corners or more) or run lengths "
+            "for each; complete the file, or remove these annotations."
         )
-    for row, runs in found.outlines.runs.items():
-        width, height = found.size_px[found.image[row]].tolist()
-        if runs["size"] != [height, width]:
-            raise UserError(
-                f"{file}: annotation {found.id[row]} has run lengths of size {runs['size']}, and its image is "
-                f"{[height, width]} (height, width). Expected the same; mend or remove it."
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,6 +338,11 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         effort=subject.effort,
     )
     scores = scored(coco, chosen, history.outcomes[-1], broken=len(history.broken))
+    replaced = len(history.replaced)
+    scores = replace(
+        scores, warnings=(*scores.warnings, *about_replaced(replaced)), skipped={**scores.skipped, "train": replaced}
+    )
+    runner.forget(course, subject.effort)
     details = {**scores.details, "steps": course.steps}
     return replace(scores, details=details, files={"mm_config.json": runner.config_json(config)})
 

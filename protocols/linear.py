@@ -41,7 +41,17 @@ from ssl_bench.evaluate.training.schedules import Progress, warmup_cosine
 from ssl_bench.evaluate.vectors import Vectors
 from ssl_bench.protocols.heads import Heads
 from ssl_bench.protocols.optimizers import StackedSgd
-from ssl_bench.protocols.training import Batches, Course, History, Labeled, check_batch, identity, image_batches, train
+from ssl_bench.protocols.training import (
+    Batches,
+    Course,
+    History,
+    Labeled,
+    about_replaced,
+    check_batch,
+    identity,
+    image_batches,
+    train,
+)
 
 VERSION = 1
 DATA, DISTRIBUTED = "images", True
@@ -261,8 +271,7 @@ def _scores(recipe: Recipe, learner: Probe, history: History, labels: IntArray) 
     if recipe.scale is None:
         warnings.append("trained without augmentation on cached features: not comparable with published numbers")
     replaced = len(distributed.union(learner.broken))
-    if replaced:
-        warnings.append(f"{replaced} broken training images were replaced, each by the next one of the split")
+    warnings += about_replaced(replaced)
     return Scores(
         {"top1": scores[f"top1_{recipe.reported}"], **scores},
         main="top1",

@@ -37,7 +37,7 @@ from ssl_bench.evaluate.training.supervised import (
     erase,
     with_own_drop_path,
 )
-from ssl_bench.protocols.training import Course, Learner, identity, image_batches, train
+from ssl_bench.protocols.training import Course, Learner, about_replaced, identity, image_batches, train
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.backbone import Backbone
@@ -336,7 +336,7 @@ def trained_scores(known: Shared, learner: Learner, *, protocol: str, data: Subj
     if recipe.every_epoch:
         metrics["top1_best_epoch"] = accuracy(history.best[0] == known.labels)
         details |= {"epochs": history.epochs, "top1_by_epoch": [values[0] for values in history.accuracies]}
-    said = (f"{replaced} broken training images were replaced, each by the next one of the split",) if replaced else ()
+    said = about_replaced(replaced)
     return Scores(
         metrics,
         main="top1",

@@ -1,9 +1,15 @@
 """What zeroshot and similarity share: every val image as a grid of patch tokens, with what each token shows.
 
 The whole image is brought to a square of `image_px`, as MMC does (480 x 480), whatever its shape. The masks are not
-resized: each token is held against its own rectangle of the original mask, and areas are counted exactly, in fractions
-of pixels. A token belongs to what covers most of its area: an object, no object, or what is ignored. Of equals, the
-first object wins, and any object over none.
+resized: each token is held against its own rectangle of the original mask, and areas are counted exactly
+(evaluate/patch_areas.py). A token belongs to what covers most of its area:
+
+    by instance   an object, no object, or what is ignored
+    by class      a category, no object, or what is ignored: the areas of a category's objects in the image count
+                  together. Within its category the token belongs to the object that covers most of it
+
+So by class a token of 30 % sheep, 30 % another sheep and 40 % meadow is the first sheep's, as it is sheep where masks
+tell classes alone; by instance it is nobody's. Of equals, the first object or category wins, and any over none.
 """
 
 from __future__ import annotations
@@ -29,13 +35,14 @@ from ssl_bench.evaluate.features import DTYPES
 from ssl_bench.evaluate.hardware import choose_attention
 from ssl_bench.evaluate.loading import WORTH_WORKERS, Effort, refused
 from ssl_bench.evaluate.object_masks import IGNORE, ObjectImage, ObjectMasks
+from ssl_bench.evaluate.patch_areas import Areas, patch_areas
 from ssl_bench.evaluate.readings import Interpolation, Reading, View, why_not
 from ssl_bench.evaluate.subject import IntArray, Subject
 from ssl_bench.evaluate.training.loader import automatic_workers
 from ssl_bench.progress import bar
 
-Areas = npt.NDArray[np.float64]  # whole numbers
 SPLIT = "val"
+_LARGEST_PX = 8192
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,15 @@ class PatchRecipe:
     layer: int  # block; 0 is the first, -1 the last
     norm: bool  # the network's final norm
 
+    @property
+    def by_class(self) -> bool:
+        """Whether the objects of a category count together when a token is given to what covers most of it."""
+        return True
+
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        if self.image_px < 1:
-            raise UserError(f"image_px={self.image_px}: expected a size in pixels, such as 480.")
+        if not 1 <= self.image_px <= _LARGEST_PX:
+            raise UserError(f"image_px={self.image_px}: expected a size in pixels up to {_LARGEST_PX}, such as 480.")
 
 
 def check_tokens(subject: Subject, recipe: PatchRecipe, protocol: str) -> None:
@@ -77,18 +89,28 @@ class TokenImage:
     """One image: its tokens in row-major order, and what they show."""
 
     sample_id: str
+    place: int  # in the split
     pixels: npt.NDArray[np.uint8]  # (3, S, S), as the network sees it
     ids: tuple[int, ...]  # of the n objects
     categories: tuple[int, ...]
-    # (n + 2, N): how much of each token is covered by each object, by no object, and ignored. In units in which every
-    # token has the area height x width of the image in pixels, so that these are whole numbers.
-    areas: Areas
+    areas: Areas  # (n + 2, N): how much of each token is covered by each object, by no object, and ignored
+    by_class: bool
+    crowds: int = 0
+    without_outline: int = 0
     features: Tensor = field(default_factory=lambda: torch.empty(0))  # (N, D) float32, of unit length
 
     @cached_property
     def label(self) -> IntArray:
         """Of every token, the object's place from 0 to n - 1; n is no object, n + 1 ignored. (N,)"""
         label: IntArray = self.areas.argmax(axis=0)
+        if not self.by_class:
+            return label
+        kinds = [*dict.fromkeys(self.categories), -1, -2]  # no object and ignored are kinds of their own
+        of_kind = np.array([*self.categories, -1, -2]) == np.array(kinds)[:, None]  # (kinds, n + 2)
+        kind = (of_kind.astype(np.float64) @ self.areas).argmax(axis=0)
+        # Of each kind the object that covers most of the token.
+        largest = np.stack([np.where(each[:, None], self.areas, -1).argmax(axis=0) for each in of_kind])
+        label = largest[kind, np.arange(len(kind))]
         return label
 
     @property
@@ -109,26 +131,6 @@ class TokenImage:
         return int(own[int.from_bytes(digest[:8], "big") % len(own)])
 
 
-def token_areas(numbers: npt.NDArray[np.uint16], objects: int, grid: int) -> Areas:
-    """How much of each token each object covers, then no object, then what is ignored. (H, W) -> (objects + 2, N)"""
-    down, across = (_shares(grid, side) for side in numbers.shape)
-    present = np.bincount(numbers.ravel(), minlength=IGNORE + 1) > 0
-    wanted = [*range(1, 1 + objects), 0, IGNORE]
-    areas = np.zeros((len(wanted), grid * grid))
-    for row, number in enumerate(wanted):
-        if present[number]:
-            areas[row] = (down @ (numbers == number) @ across.T).ravel()
-    return areas
-
-
-def _shares(grid: int, side_px: int) -> Areas:
-    """How much of each pixel lies in each of `grid` equal parts of a side, as a multiple of 1 / grid. (grid, side)"""
-    part, pixel = np.arange(grid)[:, None], np.arange(side_px)
-    shared = np.minimum((part + 1) * side_px, (pixel + 1) * grid) - np.maximum(part * side_px, pixel * grid)
-    shares: Areas = np.maximum(shared, 0).astype(np.float64)
-    return shares
-
-
 @dataclass
 class Read:
     """What was read, counted."""
@@ -138,6 +140,8 @@ class Read:
     images_without_objects: int = 0
     objects: int = 0
     objects_without_token: int = 0
+    objects_without_outline: int = 0  # these and crowds are no objects: ignored
+    crowds: int = 0
 
     def add(self, image: TokenImage) -> None:
         """One more."""
@@ -145,6 +149,8 @@ class Read:
         self.images_without_objects += not image.ids
         self.objects += len(image.ids)
         self.objects_without_token += image.without_token
+        self.objects_without_outline += image.without_outline
+        self.crowds += image.crowds
 
 
 def token_images(subject: Subject, recipe: PatchRecipe, read: Read) -> Iterator[TokenImage]:
@@ -195,8 +201,18 @@ class _Images(torch.utils.data.Dataset[Any]):
             seen = self.dataset.objects(SPLIT, index)
         except UserError as error:
             return error
-        areas = token_areas(seen.numbers, len(seen.ids), self.grid)
-        return TokenImage(self.names[index], self._pixels(seen), seen.ids, seen.categories, areas)
+        areas = patch_areas(seen.numbers, [*range(1, 1 + len(seen.ids)), 0, IGNORE], (self.grid, self.grid))
+        return TokenImage(
+            sample_id=self.names[index],
+            place=index,
+            pixels=self._pixels(seen),
+            ids=seen.ids,
+            categories=seen.categories,
+            areas=areas,
+            by_class=self.recipe.by_class,
+            crowds=seen.crowds,
+            without_outline=seen.without_outline,
+        )
 
     def _pixels(self, seen: ObjectImage) -> npt.NDArray[np.uint8]:
         size, how = (self.recipe.image_px,) * 2, Image.Resampling[self.recipe.interpolation.upper()]

@@ -12,43 +12,50 @@ Departures, all rows: the loss is averaged over labeled pixels (mmseg's configs 
 not); images whose sides are no multiple of the patch are padded; positions are brought to another grid as the
 checkpoint's own project does it, at any size (Segmenter: once, bilinear; ImageNet-S: DINO's way). MAE's and CAE's
 configs add relative positions to the network and scales to its blocks, which are fresh; these rows add nothing.
+
+With --batch-size, each part of a batch has its own mean over labeled pixels and its own BatchNorm, so the record holds
+their number. BatchNorm is synchronized between processes on GPUs only (a record of CPUs warns of it).
+
+ImageNet-S's official script scores images of more than 1000 x 1000 px at 1000 x 1000, and a class that is neither
+labeled nor predicted counts 0 there. Here every image is scored as it is stored, and such a class is left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
-
-import numpy as np
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.masks import Masks
 from ssl_bench.evaluate.readings import Reading
-from ssl_bench.evaluate.subject import Score, Scores, Subject, over_splits
+from ssl_bench.evaluate.subject import Scores, Subject
 from ssl_bench.evaluate.training import distributed
 from ssl_bench.evaluate.training.schedules import warmup_cosine
 from ssl_bench.protocols.image_splits import MOST_SPLITS, Subset, lists_used, subsets
 from ssl_bench.protocols.openmm import packages
-from ssl_bench.protocols.training import check_batch
+from ssl_bench.protocols.training import check_batch, computed_apart
 
 if TYPE_CHECKING:
-    from ssl_bench.protocols.openmm.segmentation import Segmentation
+    from torch import Tensor
+
+    from ssl_bench.evaluate.checkpoints import Checkpoint
 
 VERSION = 1
 DATA, DISTRIBUTED, KEEPS_SIZES = "masks", True, True
 
-Head = Literal["linear", "batchnorm+linear", "fc_norm+linear", "upernet", "mask"]
+Head = Literal["linear", "batchnorm+linear", "layernorm+linear", "fc_norm+linear", "upernet", "mask"]
 _MAPS: Mapping[Head, int] = {"upernet": 4, "mask": 1}  # how many a head takes, where it is not free to take any
 _WARMUP_RATIO = 1e-6
+_MOST_LR = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one paper does it."""
 
-    head: Head
+    head: Head  # fc_norm: a LayerNorm that is the file's own, of its fine-tuning
     frozen: bool  # the network
     layers: tuple[int, ...]  # blocks that are read, from 0, of a network of 12; others are read at the same shares
     norm: bool  # their tokens pass through the final norm
@@ -99,11 +106,13 @@ class Recipe:
                 f"warmup={self.warmup} of {self.length} {self.unit}: expected from 0 to fewer than the whole training "
                 "has. A shorter training needs a shorter warm-up too: --set warmup=..."
             )
-        if min(self.lrs) <= 0 or not 0 <= self.min_lr <= min(self.lrs) or len(set(self.lrs)) < len(self.lrs):
+        if not all(0 < lr <= _MOST_LR for lr in self.lrs) or not 0 <= self.min_lr <= min(self.lrs):
             raise UserError(
-                f"lrs={self.lrs}, min_lr={self.min_lr:g}: expected different learning rates above 0, and a smaller "
-                "min_lr."
+                f"lrs={self.lrs}, min_lr={self.min_lr:g}: expected learning rates above 0, at most {_MOST_LR:g}, and "
+                "a smaller min_lr."
             )
+        if len(set(self.lrs)) < len(self.lrs):
+            raise UserError(f"lrs={self.lrs}: expected different learning rates.")
         if self.weight_decay < 0 or (self.power is not None and self.power <= 0):
             raise UserError(
                 f"weight_decay={self.weight_decay}, power={self.power}: expected none below 0, power above."
@@ -202,9 +211,9 @@ _CITYSCAPES: Final = "Cityscapes: MOCA ViT-B/16"
 # Table 17 names "RandomResizedCrop"; the official script (LUSSeg/ImageNetSegModel), whose numbers of MAE Table 9 has,
 # distorts colors too. The learning rate is for a batch of 256, which is the batch. Val: Resize(256), then no crop.
 _IMAGENET_S = replace(
-    _MMSEG, head="fc_norm+linear", frozen=False, layers=(11,), norm=False, lrs=(5e-4,), layer_decay=0.6, drop_path=0.1,
-    power=None, min_lr=1e-6, iterations=None, epochs=100, warmup=5, batch=256, augmentation="resized-crop+colors",
-    crop_px=224, resize_px=256, stride_px=None,
+    _MMSEG, head="layernorm+linear", frozen=False, layers=(11,), norm=False, lrs=(5e-4,), layer_decay=0.6,
+    drop_path=0.1, power=None, min_lr=1e-6, iterations=None, epochs=100, warmup=5, batch=256,
+    augmentation="resized-crop+colors", crop_px=224, resize_px=256, stride_px=None,
 )  # fmt: skip
 _S: Final = "ImageNet-S-919"
 _TOY: Final = {"crop_px": 64, "stride_px": 64, "warmup": 0, "best_every": None}
@@ -243,10 +252,10 @@ RECIPES: dict[str, Recipe] = {
 
     "imagenet-s":           _row(_IMAGENET_S, "TEC Table 17 (SSL); LUSSeg/ImageNetSegModel",
                                  f"{_S}: TEC on MAE ViT-B/16 42.9, MAE 38.3 (TEC Table 9)"),
-    # The file is one that was fine-tuned on ImageNet; its fc_norm is taken over.
+    # The file is one that was fine-tuned on ImageNet.
     "imagenet-s-ft":        _row(_IMAGENET_S, "TEC Table 17 (SSL+FT); LUSSeg/ImageNetSegModel",
                                  f"{_S}: TEC on MAE ViT-B/16, fine-tuned, 62.0, MAE 61.0 (TEC Table 9)",
-                                 lrs=(1e-4,), layer_decay=0.45),
+                                 head="fc_norm+linear", lrs=(1e-4,), layer_decay=0.45),
 
     # Bare `semseg` on built-in data is the first of these.
     "linear-toy":           _row(_MMC, "ours: seconds on the toy world", "none", layers=(2, 5, 8, 11),
@@ -286,6 +295,13 @@ def check(subject: Subject, recipe: Recipe) -> None:
             f"{checkpoint.spec} holds no final norm, through which norm=true passes the tokens; with --set norm=false "
             "they are read as they are."
         )
+    shapes = {name: tuple(value.shape) for name, value in fc_norm_of(checkpoint).items()}
+    if recipe.head == "fc_norm+linear" and shapes != dict.fromkeys(("weight", "bias"), (architecture.dim,)):
+        raise UserError(
+            f"{checkpoint.spec} holds {f'an fc_norm of {shapes}' if shapes else 'no fc_norm'}. Expected a network "
+            f"that was fine-tuned as MAE's are, with fc_norm.weight and fc_norm.bias of {architecture.dim} numbers; "
+            "for others there are semseg/imagenet-s and --set head=layernorm+linear."
+        )
     if len(classes) < 2:
         raise UserError(f"{subject.dataset.name} has one class, {classes[0]}; expected several to tell apart.")
     if subject.effort.dtype == "fp16" and not subject.effort.device.startswith("cuda"):
@@ -301,8 +317,17 @@ def check(subject: Subject, recipe: Recipe) -> None:
 
 
 def data_used(subject: Subject, recipe: Recipe) -> dict[str, str]:
-    """Which lists were read: part of the run's identity."""
-    return {} if recipe.lists is None else lists_used([part for part in _parts(subject, recipe) if part is not None])
+    """What else makes it another run: lists that were read, and parts of a batch that do not know of each other."""
+    apart = computed_apart(recipe.batch, subject.effort)
+    if recipe.lists is None:
+        return apart
+    return apart | lists_used([part for part in _parts(subject, recipe) if part is not None])
+
+
+def fc_norm_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The norm between pooling and classifier of a network that was fine-tuned; empty if it has none."""
+    found = checkpoint.extras.get("classifier", {})
+    return {key.removeprefix("fc_norm."): value for key, value in found.items() if key.startswith("fc_norm.")}
 
 
 def _masks(subject: Subject) -> Masks:
@@ -320,60 +345,6 @@ def _parts(subject: Subject, recipe: Recipe) -> tuple[Subset | None, ...]:
 def run(subject: Subject, recipe: Recipe) -> Scores:
     """Search the learning rate on the first split, train on the others with the best, and report val."""
     packages.require()
-    from ssl_bench.protocols.openmm.runner import config_json
-    from ssl_bench.protocols.openmm.segmentation import Segmentation
+    from ssl_bench.protocols.openmm.segmentation_search import search
 
-    protocol = f"semseg@v{VERSION}"
-    trainings = [Segmentation(subject, recipe, part, protocol) for part in _parts(subject, recipe)]
-    tried = {lr: trainings[0].run(lr) for lr in recipe.lrs}
-    best = max(tried, key=lambda lr: tried[lr]["main"])
-    outcomes = [tried[best], *(training.run(best) for training in trainings[1:])]
-    warnings = []
-    if len(tried) > 1 and best in (min(tried), max(tried)):
-        warnings.append(f"the best learning rate, {best:g}, is at the end of those tried: --set lrs=... goes further")
-    masks, skipped = _masks(subject), max(training.skipped for training in trainings)
-    return Scores(
-        {name: _score(name, outcomes, len(subject.split("val")) - skipped) for name in ("miou", "macc", "aacc")},
-        main="miou",
-        warnings=tuple(warnings),
-        details={
-            "classes": _by_class(masks.classes, outcomes),
-            "absent_classes": sum(value is None for value in outcomes[0]["iou"]),
-            "lr": best,
-            "tried": [{"lr": lr, "miou": outcome["main"]} for lr, outcome in tried.items()],
-            "splits": [
-                training.told | {"miou": outcome["main"], "of_step": outcome["step"]}
-                for training, outcome in zip(trainings, outcomes, strict=True)
-            ],
-        },
-        files={"mm_config.json": config_json(trainings[0].config(best))},
-        evaluated={"train": _distinct(trainings), "val": len(subject.split("val")) - skipped},
-        skipped={"train": 0, "val": skipped},
-    )
-
-
-def _score(name: str, outcomes: Sequence[Mapping[str, Any]], n: int) -> Score:
-    """Over splits where there are several; else with the error that comes from the choice of val images."""
-    values = [outcome["main" if name == "miou" else name] for outcome in outcomes]
-    if len(values) > 1:
-        return over_splits(values)
-    return Score(values[0], n, stderr=outcomes[0]["stderr"] if name == "miou" else None)
-
-
-def _by_class(classes: Sequence[str], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """IoU and accuracy of every class, the mean over splits; None where it does not occur."""
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        there = [value for value in values if value is not None]
-        return float(np.mean(there)) if there else None
-
-    return {
-        name: {key: mean([outcome[key][place] for outcome in outcomes]) for key in ("iou", "accuracy")}
-        for place, name in enumerate(classes)
-    }
-
-
-def _distinct(trainings: Sequence[Segmentation]) -> int:
-    """How many images of train were used by any split."""
-    rows = [training.part.rows for training in trainings if training.part is not None]
-    return len(np.unique(np.concatenate(rows))) if rows else trainings[0].images
+    return search(subject, recipe, _parts(subject, recipe), f"semseg@v{VERSION}")

@@ -14,7 +14,7 @@ these is in percent: the table has them as they are.
 What the paper leaves open, and VERSION counts:
 
     pairs       every pair of different tokens within one image, once; all pairs of all images count alike
-    category    of the object that covers most of the token; two objects of one category are of the same
+    category    the one that covers most of the token, by all of its objects together
     background  out: it is no category, so no pair holds it (an image of one category has no inter pairs then). in: it
                 is one category more. other: it differs from every object, but two tokens of it are no pair
     ignored     tokens that crowds or void cover most of are in no pair
@@ -32,11 +32,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate.object_masks import ObjectMasks
+from ssl_bench.evaluate.patch_pairs import (
+    BINS,
+    KINDS,
+    NO_CATEGORY,
+    NO_PAIR,
+    Background,
+    Numbers,
+    count_pairs,
+    densities,
+    overlap,
+)
 from ssl_bench.evaluate.readings import Reading
 from ssl_bench.evaluate.subject import IntArray, Score, Scores, Subject
 from ssl_bench.protocols.patch_views import SPLIT, PatchRecipe, Read, TokenImage, check_tokens, token_images
@@ -44,11 +52,7 @@ from ssl_bench.protocols.patch_views import SPLIT, PatchRecipe, Read, TokenImage
 VERSION = 1
 DATA, DISTRIBUTED, KEEPS_SIZES = "objects", False, True
 
-Background = Literal["out", "in", "other"]
-Numbers = npt.NDArray[np.float64]
-
-_ROWS = 512  # of an image's matrix of similarities at a time
-KINDS = ("inter", "intra")  # in the order of the rows of `Pairs`
+_MOST_BINS = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class Recipe(PatchRecipe):
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         super().__post_init__()
-        if self.bins < 2:
-            raise UserError(f"bins={self.bins}: expected at least 2; more tell the distributions apart, such as 200.")
+        if not 2 <= self.bins <= _MOST_BINS:
+            raise UserError(f"bins={self.bins}: expected 2 to {_MOST_BINS:,}; MMC's are not known, ours are {BINS}.")
 
     @property
     def selected_on(self) -> Literal["none"]:
@@ -77,11 +81,12 @@ class Recipe(PatchRecipe):
 # fmt: off
 RECIPES: dict[str, Recipe] = {
     #             size interpolation layer norm  background bins
-    "mmc": Recipe(480, "bicubic",    -1,   True, "out",     200, source="MMC, Similarity Distribution; Fig. 5, Table 5",
+    "mmc": Recipe(480, "bicubic",    -1,   True, "out",     BINS,
+                  source="MMC, Similarity Distribution; Fig. 5, Table 5",
                   published="overlap / intra / inter: DINO .66 / .2 / .12, iBOT .56 / .19 / .05, SiT .63 / .5 / .46, "
                             "MAE .76 / .29 / .17, MC-SSL .58 / .47 / .35, MMC .55 / .48 / .38"),
     # 30 x 30 tokens too, of 8 px, as in zeroshot.
-    "toy": Recipe(240, "bicubic",    -1,   True, "out",     200,
+    "toy": Recipe(240, "bicubic",    -1,   True, "out",     BINS,
                   source="ours: the first row, for patches of 8 px", published="none"),
 }
 # fmt: on
@@ -97,38 +102,10 @@ def check(subject: Subject, recipe: Recipe) -> None:
     check_tokens(subject, recipe, "similarity")
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """What is counted of one image, or of several: a row for inter and one for intra."""
-
-    counts: IntArray  # (2, bins)
-    sums: Numbers  # (2,) of the cosines
-
-
 def categories_of(image: TokenImage, background: Background) -> IntArray:
-    """The category of every token; -1 is the background where it is one, -2 a token in no pair. (N,)"""
-    beside = -2 if background == "out" else -1
-    return np.array([*image.categories, beside, -2], np.int64)[image.label]
-
-
-def count_pairs(features: Tensor, category: IntArray, *, background: Background, bins: int) -> Pairs:
-    """Every pair of tokens above the diagonal, some rows of the matrix at a time. (N, D), (N,)"""
-    kept = np.flatnonzero(category != -2)
-    unit, label = features[kept], category[kept]
-    counts, sums = np.zeros(2 * bins, np.int64), np.zeros(2)
-    for start in range(0, len(label), _ROWS):
-        rows = np.arange(start, min(start + _ROWS, len(label)))
-        similarity = (unit[rows] @ unit[start:].T).cpu().numpy()
-        is_pair = np.arange(start, len(label)) > rows[:, None]
-        same = label[rows][:, None] == label[start:]
-        if background == "other":
-            is_pair &= ~(same & (label[rows] == -1)[:, None])
-        value, kind = similarity[is_pair].astype(np.float64), same[is_pair].astype(np.int64)
-        # Rounding may carry the cosine of equal tokens past 1.
-        place = np.clip(np.floor((value + 1) * (bins / 2)).astype(np.int64), 0, bins - 1)
-        counts += np.bincount(place + bins * kind, minlength=2 * bins)
-        sums += np.bincount(kind, value, minlength=2)
-    return Pairs(counts.reshape(2, bins), sums)
+    """The category of every token, NO_CATEGORY for the background where it is one, or NO_PAIR. (N,)"""
+    beside = NO_PAIR if background == "out" else NO_CATEGORY
+    return np.array([*image.categories, beside, NO_PAIR], np.int64)[image.label]
 
 
 def run(subject: Subject, recipe: Recipe) -> Scores:
@@ -150,34 +127,28 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
                 f"image_px={recipe.image_px}, background={recipe.background}. Give more images, or --set "
                 "background=other, by which the background differs from all objects."
             )
-    dataset = subject.dataset
-    assert isinstance(dataset, ObjectMasks)
     means = {
         f"{name}_mean_cosine": ratio(np.array(sums)[:, row], np.array(pairs)[:, row]) for row, name in enumerate(KINDS)
     }
     area = overlap(counts)
+    tokens = f"patches of {subject.checkpoint.architecture.patch_px} px in {recipe.image_px} px"
+    title = f"{subject.checkpoint.name} on {subject.dataset.name}: overlap {area:.3f}\n{tokens}"
     details = {
         "bin_edges": [-1.0, 1.0],
         "counts": {name: counts[row].tolist() for row, name in enumerate(KINDS)},
         "pairs": {name: int(total[row]) for row, name in enumerate(KINDS)},
-        "tokens": f"patches of {subject.checkpoint.architecture.patch_px} px in {recipe.image_px} px",
+        "tokens": tokens,
         **dataclasses.asdict(read),
-        **dataset.ignored(SPLIT),
     }
     return Scores(
-        {"overlap_area": Score(area, read.images), **means},
+        {"overlap_area": Score(area, int(np.any(pairs, axis=1).sum())), **means},  # images with any pair
         "overlap_area",
         details=details,
         lower_is_better=True,
-        files={"similarity.png": plot(counts, [means[f"{name}_mean_cosine"].value for name in KINDS], area)},
+        files={"similarity.png": plot(counts, [means[f"{name}_mean_cosine"].value for name in KINDS], title)},
         evaluated={SPLIT: read.images},
         skipped={SPLIT: read.broken},
     )
-
-
-def overlap(counts: IntArray) -> float:
-    """The integral of the smaller one of two densities. (2, bins)"""
-    return float((counts / counts.sum(axis=1, keepdims=True)).min(axis=0).sum())
 
 
 def ratio(sums: Numbers, counts: IntArray) -> Score:
@@ -191,23 +162,22 @@ def ratio(sums: Numbers, counts: IntArray) -> Score:
     return Score(value, n, stderr=error)
 
 
-def plot(counts: IntArray, means: Sequence[float], area: float) -> bytes:
+def plot(counts: IntArray, means: Sequence[float], title: str) -> bytes:
     """A PNG of both densities, as MMC's Fig. 5."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     bins = counts.shape[1]
-    edges = np.linspace(-1, 1, bins + 1)
-    densities = counts / counts.sum(axis=1, keepdims=True) * (bins / 2)
+    edges, both = densities(counts)
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, density, mean, color in zip(KINDS, densities, means, ("tab:blue", "tab:orange"), strict=True):
+    for name, density, mean, color in zip(KINDS, both, means, ("tab:blue", "tab:orange"), strict=True):
         axes.stairs(density, edges, fill=True, alpha=0.45, color=color, label=f"{name}, mean {mean:.3f}")
         axes.axvline(mean, color=color, linestyle="--", linewidth=1)
     occupied = np.flatnonzero(counts.sum(axis=0))
     axes.set_xlim(edges[max(occupied[0] - 2, 0)], edges[min(occupied[-1] + 3, bins)])
-    axes.set(xlabel="cosine of two patches of an image", ylabel="density", title=f"overlap {area:.3f}")
+    axes.set(xlabel="cosine of two patches of an image", ylabel="density", title=title)
     axes.legend(loc="upper left")
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})

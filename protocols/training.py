@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.splits import Split
 from ssl_bench.evaluate.subject import IntArray, Subject
 from ssl_bench.evaluate.training import distributed
@@ -111,6 +112,23 @@ def check_batch(images: int, batch: int) -> None:
             f"a batch of {batch} images cannot be shared equally by {distributed.world_size()} processes; choose a "
             "multiple of their number: --set batch=..., or start another number of processes."
         )
+
+
+def computed_apart(batch: int, effort: Effort) -> dict[str, str]:
+    """Whether a batch is computed in parts that do not know of each other, for protocols where that changes numbers.
+
+    (By `--batch-size`, or by processes on CPUs, between which BatchNorm is not synchronized.)
+    """
+    world = distributed.world_size()
+    share = batch // world
+    parts = next((n for n in range(1, share + 1) if share % n == 0 and share // n <= (effort.batch_size or share)), 1)
+    apart = parts if effort.device.startswith("cuda") else parts * world
+    return {} if apart == 1 else {"batch_parts": str(apart)}
+
+
+def about_replaced(count: int) -> tuple[str, ...]:
+    """What a record warns of when training images could not be read."""
+    return (f"{count} broken training images were replaced, each by the next one of the split",) if count else ()
 
 
 def train(course: Course, learner: Learner, data: Batches, labels: IntArray) -> History:

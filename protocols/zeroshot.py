@@ -10,14 +10,17 @@ best T of 0, .1, ..., .9, chosen on the very images it is reported on (selected_
 
 How prompts are drawn, what is the target and what is averaged, the paper does not say. Ours, which VERSION counts:
 
-    prompt      one for each object: of its tokens (those that it covers most of all) one, drawn by a seed from image
-                and object alone. An object without a token, smaller than a patch, gets none, and is counted
-    target      class: all objects of the prompt's category in the image; instance: the object itself
+    prompt      one for each object: of its tokens one, drawn by a seed from image and object alone. An object without
+                a token, smaller than a patch, gets none, and is counted
+    target      class: all objects of the prompt's category in the image; an object's tokens are those of its category
+                of which it covers more than the others do. instance: the object itself, and the tokens that it covers
+                most of all (by class and by instance in patch_views.py)
     resolution  token: a token belongs to what covers most of it. pixel: the mask as annotated; each patch of the
                 segment is its rectangle of the image (nearest upsampling), and areas are exact
     ignored     crowds and void are neither target nor background: tokens that they cover most of (token), their area
                 (pixel). Other rules of what belongs to whom: evaluate/object_masks.py, patch_views.py
-    IoU         of target and segment; the prompt's own token is in both
+    IoU         of target and segment; the prompt's own token is in both (but a token of zeros, whose cosine is 0 with
+                itself too, is in no segment of T >= 0)
     T           similarity > T in float32, T rounded to float32: what lies exactly on a threshold is outside
 
     miou_t0.1   mean over categories of the mean over their prompts, as "mIoU" is meant elsewhere; miou_opt its best
@@ -50,6 +53,7 @@ VERSION = 1
 DATA, DISTRIBUTED, KEEPS_SIZES = "objects", False, True
 
 Numbers = npt.NDArray[np.float64]
+_DARK = (40, 40, 40)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,6 @@ class Recipe(PatchRecipe):
     target: Literal["class", "instance"]
     resolution: Literal["token", "pixel"]
     thresholds: tuple[float, ...]  # rising
-    overlays: int  # pictures beside the record
     source: str
     published: str
 
@@ -70,8 +73,15 @@ class Recipe(PatchRecipe):
             raise UserError(f"thresholds={self.thresholds}: expected cosines from -1 to below 1, such as 0.1,0.2,0.3.")
         if (np.diff(np.asarray(self.thresholds, np.float32)) <= 0).any():
             raise UserError(f"thresholds={self.thresholds}: expected each to be larger than the one before.")
-        if self.overlays < 0:
-            raise UserError(f"overlays={self.overlays}: expected a number of pictures, 0 for none.")
+        if len({f"{each:g}" for each in self.thresholds}) < len(self.thresholds):
+            raise UserError(
+                f"thresholds={self.thresholds}: two have one name in six digits (miou_t0.1); expected larger steps."
+            )
+
+    @property
+    def by_class(self) -> bool:
+        """Whether two sheep in a token are more sheep."""
+        return self.target == "class"
 
     @property
     def selected_on(self) -> Literal["none", "test"]:
@@ -79,14 +89,15 @@ class Recipe(PatchRecipe):
         return "test" if len(self.thresholds) > 1 else "none"
 
 
+_OVERLAYS = 8  # pictures beside the record; they change no number
 _SWEEP = tuple(k / 10 for k in range(10))
 
 # The paper fixes the size in pixels; 30 x 30 tokens follow from its patch of 16 px. So other patches give other grids
 # (60 x 60 of 8 px), as in its protocol on DAVIS. Assumptions: bicubic, the final norm, target and resolution.
 # fmt: off
 RECIPES: dict[str, Recipe] = {
-    #             size interpolation layer norm  target   resolution thresholds overlays
-    "mmc": Recipe(480, "bicubic",    -1,   True, "class", "token",   _SWEEP,    8,
+    #             size interpolation layer norm  target   resolution thresholds
+    "mmc": Recipe(480, "bicubic",    -1,   True, "class", "token",   _SWEEP,
                   source="MMC, Zero-shot Segmentation from Prompts; Table 1",
                   published="COCO, ViT-B/16, T = .1 / .2 / .3 / .4 / best: RAND (a random network) 16.8 / 16.6 / 16.2 "
                             "/ 15.5 / 16.8, SiT 32.9 / 35.3 / 34.7 / 31.6 / 35.3, DINO 33.3 / 35.1 / 33.0 / 28.2 / "
@@ -94,7 +105,7 @@ RECIPES: dict[str, Recipe] = {
                             "MAE 28.6 / 30.1 / 26.0 / 18.5 / 30.1, MSN 32.7 / 34.4 / 31.6 / 25.9 / 34.4, "
                             "MMC 34.6 / 37.6 / 38.4 / 37.9 / 38.4"),
     # 30 x 30 tokens too, of 8 px: fewer would hold a whole stripe of the toy world's patterns, or only half of one.
-    "toy": Recipe(240, "bicubic",    -1,   True, "class", "token",   _SWEEP,    8,
+    "toy": Recipe(240, "bicubic",    -1,   True, "class", "token",   _SWEEP,
                   source="ours: the first row, for patches of 8 px", published="none"),
 }
 # fmt: on
@@ -125,6 +136,7 @@ class Prompts:
     categories: IntArray  # (p,)
     target: Numbers  # (p, N): how much of each token belongs to the target
     counted: Numbers  # (N,): how much of each token is not ignored
+    whole: float  # the area of a token
 
     @property
     def iou_alone(self) -> Numbers:
@@ -145,16 +157,18 @@ def prompts_of(image: TokenImage, recipe: Recipe, seed: int) -> Prompts:
         shares = image.areas
     categories = np.array(image.categories, np.int64)
     same = categories[places][:, None] == categories if recipe.target == "class" else np.eye(len(drawn))[places]
-    return Prompts(tokens, categories[places], same.astype(np.float64) @ shares[: len(drawn)], shares[:-1].sum(axis=0))
+    target, counted = same.astype(np.float64) @ shares[: len(drawn)], shares[:-1].sum(axis=0)
+    return Prompts(tokens, categories[places], target, counted, float(shares[:, 0].sum()))
 
 
 def sweep(
     similarity: npt.NDArray[np.float32], target: Numbers, counted: Numbers, thresholds: Sequence[float]
 ) -> tuple[Numbers, Numbers]:
-    """Intersection and union of {similarity > T} and target for all K thresholds in one pass. (p, N) -> (p, K) twice.
+    """Intersection and union of {similarity > T} and target for all K thresholds at once. (p, N) -> (p, K) twice.
 
-    Every similarity goes once into the histogram of its prompt, by how many thresholds lie below it, with the area of
-    its token as the weight; what is above a threshold is then a cumulative sum. Areas are whole numbers: all is exact.
+    Every similarity is compared with each threshold, in one byte a token, and goes once into the histogram of its
+    prompt, by how many thresholds lie below it, with the area of its token as the weight; what is above a threshold is
+    then a cumulative sum. Areas are whole numbers: all is exact.
     """
     bins = len(thresholds) + 1
     below = np.zeros(similarity.shape, np.min_scalar_type(bins))
@@ -182,10 +196,10 @@ class Found:
 
 def run(subject: Subject, recipe: Recipe) -> Scores:
     """Prompt every object, sweep the thresholds, and draw some."""
-    read, gallery = Read(), _Gallery(len(subject.split(SPLIT)), recipe.overlays)
+    read, gallery = Read(), _Gallery(len(subject.split(SPLIT)), _OVERLAYS)
     thresholds = (-math.inf, *recipe.thresholds)
     categories, iou, alone = [np.zeros(0, np.int64)], [np.zeros((0, len(thresholds)))], [np.zeros(0)]
-    for number, image in enumerate(token_images(subject, recipe, read)):
+    for image in token_images(subject, recipe, read):
         prompts = prompts_of(image, recipe, subject.seed)
         similarity = (image.features[prompts.tokens] @ image.features.T).cpu().numpy()
         shared, union = sweep(similarity, prompts.target, prompts.counted, thresholds)
@@ -193,7 +207,7 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
         iou.append(shared / union)
         alone.append(prompts.iou_alone)
         if len(prompts.tokens):
-            gallery.offer(number, image, prompts, similarity, iou[-1][:, 1:])
+            gallery.offer(image, prompts, similarity, iou[-1][:, 1:])
     everything, *columns = np.concatenate(iou).T
     found = Found(np.concatenate(categories), np.stack(columns, axis=1), everything, np.concatenate(alone))
     if not len(found.iou):
@@ -224,11 +238,15 @@ def _scores(subject: Subject, recipe: Recipe, found: Found, read: Read, gallery:
         "tokens": f"patches of {subject.checkpoint.architecture.patch_px} px in {recipe.image_px} px",
         "prompts": len(found.iou),
         **dataclasses.asdict(read),
-        **dataset.ignored(SPLIT),
         "categories_without_prompt": len(dataset.categories) - len(np.unique(found.category)),
         "categories": _by_category(dataset.categories, found),
     }
-    files = gallery.files(dataset.categories, recipe, best["miou"])
+    about = (
+        f"{subject.checkpoint.name} on {dataset.name}, {details['tokens']}. The threshold is the one with the best "
+        f"mIoU over all {read.images:,} images, not over this one. Dark patches are ignored. Target: "
+        f"{'the object' if recipe.target == 'instance' else 'all objects of its category'}."
+    )
+    files = gallery.files(dataset.categories, recipe.thresholds[best["miou"]], best["miou"], about)
     evaluated, skipped = {SPLIT: read.images}, {SPLIT: read.broken}
     return Scores(metrics, "miou_opt", details=details, files=files, evaluated=evaluated, skipped=skipped)
 
@@ -270,11 +288,12 @@ class _Shown:
     image: TokenImage
     token: int
     category: int
-    target: Numbers  # (N,)
+    target: npt.NDArray[np.bool_]  # (N,): the patches at least half of which are
+    ignored: npt.NDArray[np.bool_]  # (N,)
     similarity: npt.NDArray[np.float32]  # (N,)
     iou: Numbers  # (K,)
 
-    def picture(self, categories: Sequence[str], recipe: Recipe, best: int) -> bytes:
+    def picture(self, title: str, threshold: float, iou: float, about: str) -> bytes:
         """The prompt, its target, similarities, and the segment at the best threshold."""
         from PIL import Image
 
@@ -284,25 +303,26 @@ class _Shown:
         row, column = divmod(self.token, grid)
         place = [((column + 0.5) / grid, (row + 0.5) / grid, sheet.VERMILION)]
         image = Image.fromarray(self.image.pixels.transpose(1, 2, 0))
-        seen, threshold = sheet.shown(image), recipe.thresholds[best]
+        seen = sheet.shown(image)
 
         def masked(where: npt.NDArray[np.bool_], color: sheet.Color) -> Image.Image:
             """Patch by patch, as it was scored, and over gray, so that no color of the image is mistaken for it."""
-            cells = Image.fromarray(where.reshape(grid, grid)).resize(seen.size, Image.Resampling.NEAREST)
-            return sheet.tinted(seen.convert("L").convert("RGB"), np.asarray(cells), color)
+            under = seen.convert("L").convert("RGB")
+            for patches, tint in ((where & ~self.ignored, color), (self.ignored, _DARK)):
+                cells = Image.fromarray(patches.reshape(grid, grid)).resize(seen.size, Image.Resampling.NEAREST)
+                under = sheet.tinted(under, np.asarray(cells), tint)
+            return under
 
-        target, segment = 2 * self.target > self.target.max(), self.similarity > np.float32(threshold)
         heat = sheet.heat(self.similarity.reshape(grid, grid), image, low=0, high=1)
         pictures = {
             "prompt": seen,
-            f"target: the {recipe.target}": masked(target, sheet.SKY),
+            "target": masked(self.target, sheet.SKY),
             "cosine with the prompt": heat,
-            f"above {threshold:g}: IoU {100 * self.iou[best]:.1f}": masked(segment, sheet.ORANGE),
+            f"above {threshold:g}: IoU {100 * iou:.1f}": masked(self.similarity > np.float32(threshold), sheet.ORANGE),
         }
         cells = [sheet.Cell(sheet.marked(picture, place), label) for label, picture in pictures.items()]
-        title = f"{categories[self.category]} in {self.image.sample_id}"
         legend = sheet.color_bar("≤ 0", "1", "cosine")
-        return sheet.png(sheet.sheet(title, [sheet.Row(cells)], legends=[legend]))
+        return sheet.png(sheet.sheet(title, [sheet.Row(cells)], legends=[legend], note=about))
 
 
 class _Gallery:
@@ -312,18 +332,19 @@ class _Gallery:
         self.due = [k * images // wanted for k in range(min(wanted, images))]
         self.kept: list[_Shown] = []
 
-    def offer(
-        self, number: int, image: TokenImage, prompts: Prompts, similarity: npt.NDArray[np.float32], iou: Numbers
-    ) -> None:
+    def offer(self, image: TokenImage, prompts: Prompts, similarity: npt.NDArray[np.float32], iou: Numbers) -> None:
         """Keep the first prompt of this image if one is due."""
-        if len(self.kept) < len(self.due) and number >= self.due[len(self.kept)]:
+        if len(self.kept) < len(self.due) and image.place >= self.due[len(self.kept)]:
             token, category = int(prompts.tokens[0]), int(prompts.categories[0])
-            self.kept.append(_Shown(image, token, category, prompts.target[0], similarity[0], iou[0]))
+            target, ignored = 2 * prompts.target[0] >= prompts.whole, 2 * prompts.counted < prompts.whole
+            self.kept.append(_Shown(image, token, category, target, ignored, similarity[0], iou[0]))
 
-    def files(self, categories: Sequence[str], recipe: Recipe, best: int) -> dict[str, bytes]:
-        """By file name."""
+    def files(self, categories: Sequence[str], threshold: float, best: int, about: str) -> dict[str, bytes]:
+        """By file name; `best` is the place of the threshold."""
         names = [re.sub("[^a-z0-9]+", "-", categories[shown.category].lower()).strip("-") for shown in self.kept]
         return {
-            f"overlays/{number:02d}-{name}.png": shown.picture(categories, recipe, best)
+            f"overlays/{number:02d}-{name}.png": shown.picture(
+                f"{categories[shown.category]} in {shown.image.sample_id}", threshold, float(shown.iou[best]), about
+            )
             for number, (name, shown) in enumerate(zip(names, self.kept, strict=True))
         }

@@ -39,7 +39,7 @@ def print_listing(kind: str, *, as_json: bool) -> None:
 def data_toy(
     out: Annotated[Path, typer.Option("--out", help="A folder that does not exist yet.")],
     layout: Annotated[
-        str, typer.Option(help="folders (of classes), ade20k, cityscapes, voc, imagenet-s, coco or roxford")
+        str, typer.Option(help="folders (of classes), ade20k, cityscapes, voc, imagenet-s, coco, davis or roxford")
     ] = "folders",
     train: Annotated[int | None, typer.Option(help="Training images. Default: as many as the built-in data.")] = None,
     val: Annotated[int | None, typer.Option(help="Validation images.")] = None,

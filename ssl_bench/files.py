@@ -38,6 +38,17 @@ def _named_folder(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or default).expanduser()
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~name` as the folders that they stand for."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: there is no user of that name, or no home folder. Expected a path; write it in full, or ./~name "
+            "for a folder that is called so."
+        ) from error
+
+
 def require_writable(folder: Path) -> None:
     """Make `folder` and write into it, so that what cannot be kept is known before it is computed."""
     with explained(folder):

@@ -76,7 +76,7 @@ def draw(method: str, checkpoint: Checkpoint, images: Sequence[Image.Image], *, 
         *_rows(list(map(_cell, _INPUTS[name](recipe, architecture, views, draws))), "inputs"),
     ]
     note = (
-        f"{name}/{row}, for {architecture.name}, seed {seed}. Gray patches are hidden. "
+        f"{name}/{row}, for {architecture.name}, seed {seed}. {_HIDDEN.get(name, 'Gray patches are hidden.')} "
         f"Augmentation: {recipe.augmentation}."
     )
     return sheet(f"What {name} shows its student", rows, note=note)
@@ -148,7 +148,7 @@ def _two_views(recipe: Any, architecture: Architecture, views: Batch, draws: Bat
 
 
 def _covered(recipe: Any, architecture: Architecture, views: Batch, draws: Batch) -> Seen:
-    """MMC: noise or another image's pixels over blocks; local crops are not masked."""
+    """MMC: noise or another image's pixels over blocks; local views are given as they are drawn above."""
     maps, noise_at = draws
     if len(maps) < 2 and bool((maps == ALIEN).any()):
         raise UserError(
@@ -158,13 +158,15 @@ def _covered(recipe: Any, architecture: Architecture, views: Batch, draws: Batch
     clean = torch.stack([normalized(view, architecture) for view in views[:2]])
     masked = Corruption()(clean, maps.transpose(0, 1), noise_at.T)[:, :1]
     labels = ("covered by another image" if bool((each == ALIEN).any()) else "covered by noise" for each in maps[0])
-    seen = [
+    return [
         (f"view {number + 1}, {label}", denormalized(each, architecture))
         for number, (each, label) in enumerate(zip(masked, labels, strict=True))
     ]
-    return seen + [(f"view {number}, local, as it is", view[:1]) for number, view in enumerate(views[2:], start=3)]
 
 
+_HIDDEN = {
+    "mmc": "Noise or another image covers blocks of the first two views; other views are local, and given as they are."
+}
 _INPUTS: dict[str, Callable[[Any, Architecture, Batch, Batch], Seen]] = {
     "mae": _one_mask,
     "tec": _one_mask,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ssl_bench.evaluate.checkpoints import Checkpoint
+    from ssl_bench.evaluate.pictures.histogram import Mask
     from ssl_bench.evaluate.pictures.views import Point, Seen
 
 
@@ -70,9 +71,10 @@ class Scene:
 
     networks: Sequence[Network]
     image: Image
-    others: Sequence[Path]  # the other images
+    others: Sequence[Image]  # the other images
     points: tuple[Point, ...]
-    mask: Path | None
+    mask: Mask | None
+    query: Image | None
     kinds: Sequence[str]
     options: Options
     device: str
@@ -87,7 +89,7 @@ class Scene:
             layer=self.options.layer,
             size_px=self.options.size_px,
             blocks="layers" in self.kinds,
-            attention=not {"attention", "queries"}.isdisjoint(self.kinds),
+            attention=reads_attention(self.kinds),
         )
         return [
             look(each.checkpoint, self.image, request, name=each.name, device=self.device) for each in self.networks
@@ -122,7 +124,7 @@ def _histogram(scene: Scene) -> Image:
     from ssl_bench.evaluate.pictures import histogram
 
     assert scene.mask is not None
-    return histogram.draw(scene.seen, histogram.read_mask(scene.mask, scene.image))
+    return histogram.draw(scene.seen, scene.mask)
 
 
 def _layers(scene: Scene) -> Image:
@@ -179,13 +181,11 @@ def _inversion(scene: Scene) -> Image:
 def _locality(scene: Scene) -> Image:
     import numpy as np
 
-    from ssl_bench.evaluate.decoding import decode_image
     from ssl_bench.evaluate.pictures import locality as pictures
     from ssl_bench.protocols.locality import RECIPES, draw_gallery
 
-    source = scene.options.query
-    image = scene.image if source is None else decode_image(source, shown_as=str(source))
-    query = image.crop(query_box(scene.options.box, image, scene.points[0] if source is None else None))
+    image = scene.query or scene.image
+    query = image.crop(query_box(scene.options.box, image, None if scene.query else scene.points[0]))
     recipe, (width, height) = RECIPES["extrema"], scene.image.size
     rng = np.random.default_rng(scene.options.seed)
     boxes = draw_gallery(rng, width, height, scales=recipe.scales, places=recipe.places).tolist()
@@ -198,13 +198,12 @@ def _locality(scene: Scene) -> Image:
 
 def _masked_views(scene: Scene) -> Image:
     from ssl_bench import masked_views
-    from ssl_bench.evaluate.decoding import decode_image
 
     method = scene.options.masked_views
     assert method is not None
-    others = [decode_image(path, shown_as=str(path)) for path in scene.others[:1]]  # the one that lends its pixels
+    lender = scene.others[:1]  # of its pixels
     first = scene.networks[0].checkpoint
-    return masked_views.draw(method, first, [scene.image, *others], seed=scene.options.seed)
+    return masked_views.draw(method, first, [scene.image, *lender], seed=scene.options.seed)
 
 
 def _anything(network: Network) -> str | None:
@@ -247,27 +246,61 @@ def _why_no_views(network: Network) -> str | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of picture: how it is drawn, and why a network cannot have it."""
+    """One kind of picture: how it is drawn, which options it reads, and why a network cannot have it."""
 
     draw: Callable[[Scene], Image]
+    reads: str  # of READ_BY_SOME
     why_not: Callable[[Network], str | None] = _anything
 
 
 # fmt: off
 KINDS: dict[str, Kind] = {
-    "similarity":     Kind(_similarity),  # cosine of the patch under a point with all patches, masks by threshold
-    "attention":      Kind(_attention, _why_no_class_attention),  # of the class token, by head and in one picture
-    "queries":        Kind(_queries, _why_no_attention),  # attention of the patches under points, mean of heads
-    "clusters":       Kind(_clusters),  # patches in three groups by k-means
-    "layers":         Kind(_layers, _why_no_blocks),  # CKA of every block with the last; shares of TEC's adapters
-    "histogram":      Kind(_histogram),  # similarity within and between the objects of --mask
-    "reconstruction": Kind(_reconstruction, _why_no_reconstruction),  # pixels from each of the last blocks
-    "inversion":      Kind(_inversion, _why_no_inversion),  # the image that masked features describe; slow
-    "locality":       Kind(_locality),  # the box of the image that is most like a crop
-    "masked-views":   Kind(_masked_views, _why_no_views),  # what a method shows its student
+    # cosine of the patch under a point with all patches, masks by threshold
+    "similarity":     Kind(_similarity, "beside points size_px layer thresholds"),
+    # of the class token, by head and in one picture
+    "attention":      Kind(_attention, "beside size_px layer", _why_no_class_attention),
+    # attention of the patches under points, mean of heads
+    "queries":        Kind(_queries, "beside points size_px layer", _why_no_attention),
+    # patches in three groups by k-means
+    "clusters":       Kind(_clusters, "beside size_px layer"),
+    # CKA of every block with the last; shares of TEC's adapters
+    "layers":         Kind(_layers, "beside size_px", _why_no_blocks),
+    # similarity within and between the objects of --mask
+    "histogram":      Kind(_histogram, "beside size_px layer masks"),
+    # pixels from each of the last blocks
+    "reconstruction": Kind(_reconstruction, "beside", _why_no_reconstruction),
+    # the image that masked features describe; slow
+    "inversion":      Kind(_inversion, "beside steps mask_ratios", _why_no_inversion),
+    # the box of the image that is most like a crop
+    "locality":       Kind(_locality, "beside points query box"),
+    # what a method shows its student
+    "masked-views":   Kind(_masked_views, "masked_views", _why_no_views),
+}
+# Fields of Options and what they are called on the command line.
+READ_BY_SOME = {
+    "beside": "--beside", "points": "--point", "size_px": "--size", "layer": "--layer", "thresholds": "--threshold",
+    "masks": "--mask", "query": "--query", "box": "--box", "steps": "--steps", "mask_ratios": "--mask-ratio",
+    "masked_views": "--masked-views",
 }
 # fmt: on
 DEFAULT = ("similarity", "attention", "clusters")
+
+
+def reads_attention(kinds: Sequence[str]) -> bool:
+    """Whether any of them draws attention, which a network has to write down for every pair of patches."""
+    return not {"attention", "queries"}.isdisjoint(kinds)
+
+
+def check_read(options: Options, kinds: Sequence[str]) -> None:
+    """Refuse an option that nothing of what is drawn reads."""
+    for name, flag in READ_BY_SOME.items():
+        readers = [kind for kind, each in KINDS.items() if name in each.reads.split()]
+        given = (getattr(options, name) or None) != (getattr(Options(), name) or None)  # [] is as good as ()
+        if given and set(kinds).isdisjoint(readers):
+            raise UserError(
+                f"{flag} is read by {', '.join(readers)}, and what would be drawn is {', '.join(kinds)}: leave it out, "
+                f"or add --kind {readers[0]}."
+            )
 
 
 def whole_numbers(text: str, count: int, option: str, expected: str) -> list[int]:

@@ -13,37 +13,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.files import atomic_file, require_writable
-from ssl_bench.picture_kinds import DEFAULT, KINDS, Network, Options, Scene, label, query_box, whole_numbers
+from ssl_bench.files import atomic_file, expanded, require_writable
+from ssl_bench.picture_kinds import (
+    DEFAULT,
+    KINDS,
+    Network,
+    Options,
+    Scene,
+    check_read,
+    label,
+    query_box,
+    reads_attention,
+    whole_numbers,
+)
 from ssl_bench.progress import say
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ssl_bench.evaluate.checkpoints import Checkpoint
+    from ssl_bench.evaluate.pictures.histogram import Mask
     from ssl_bench.evaluate.pictures.views import Point
 
 
 def show(spec: str, images: Sequence[Path], options: Options | None = None) -> list[Path]:
-    """Draw every kind of every image, and return the files."""
-    options = options or Options()
-    _check(options, images)
-    sizes = _sizes(images)
-    points = {path: _points(options.points, path, size) for path, size in sizes.items()}
+    """Draw every kind of every image, and return the files. Images are decoded once, and all kept until the end."""
+    from ssl_bench.evaluate.decoding import decode_image
     from ssl_bench.machine import device_named
 
+    options = options or Options()
+    _check(options, images)
+    decoded = {path: decode_image(path, shown_as=str(path)) for path in images}
+    points = {path: _points(options.points, path, image.size) for path, image in decoded.items()}
     device = device_named(options.device)
     networks = _open(spec, options)
     kinds = _kinds(options, networks)
-    _check_inputs(kinds, options, images, networks)
+    check_read(options, kinds)
+    _check_networks(kinds, options, [image.size for image in decoded.values()], networks)
+    query = _query(kinds, options, decoded)
+    masks = _masks(kinds, options, decoded)
     files = _files(images, kinds, options.out)
-    for number, path in enumerate(images):
-        from ssl_bench.evaluate.decoding import decode_image
-
+    for number, (path, image) in enumerate(decoded.items()):
         scene = Scene(
             networks=networks,
-            image=decode_image(path, shown_as=str(path)),
-            others=[*images[number + 1 :], *images[:number]],
+            image=image,
+            others=[decoded[other] for other in [*images[number + 1 :], *images[:number]]],
             points=points[path],
-            mask=options.masks[number] if options.masks else None,
+            mask=masks.get(path),
+            query=query,
             kinds=kinds,
             options=options,
             device=device,
@@ -90,13 +107,6 @@ def _check(options: Options, images: Sequence[Path]) -> None:
                 f"{path} and {twin} have the same name, so their pictures would, too. Draw them one after the other "
                 "with an --out of their own."
             )
-
-
-def _sizes(images: Sequence[Path]) -> dict[Path, tuple[int, int]]:
-    """Width and height of every image: each is decoded once before anything is drawn."""
-    from ssl_bench.evaluate.decoding import decode_image
-
-    return {path: decode_image(path, shown_as=str(path)).size for path in images}
 
 
 def _points(texts: Sequence[str], path: Path, size: tuple[int, int]) -> tuple[Point, ...]:
@@ -154,26 +164,21 @@ def _kinds(options: Options, networks: Sequence[Network]) -> list[str]:
     return kinds
 
 
-def _check_inputs(kinds: Sequence[str], options: Options, images: Sequence[Path], networks: Sequence[Network]) -> None:
-    """Files and settings that only some kinds read."""
-    from ssl_bench.evaluate.decoding import decode_image
-    from ssl_bench.evaluate.pictures import histogram
+def _check_networks(
+    kinds: Sequence[str], options: Options, sizes: Sequence[tuple[int, int]], networks: Sequence[Network]
+) -> None:
+    """What depends on the network."""
     from ssl_bench.evaluate.pictures.views import fitted
 
     for network in networks:
-        fitted((1, 1), network.checkpoint.architecture, options.size_px)
+        for size in sizes:
+            fitted(size, network.checkpoint.architecture, options.size_px, attention=reads_attention(kinds))
         depth = network.checkpoint.architecture.depth
         if not -depth <= options.layer < depth:
             raise UserError(
                 f"--layer {options.layer}: {network.name} has {depth} blocks, 0 to {depth - 1} (or -1 from the end)."
             )
         network.checkpoint.require_match()
-    if "histogram" in kinds:
-        for path, mask in zip(images, options.masks, strict=True):
-            histogram.read_mask(mask, decode_image(path, shown_as=str(path)))
-    if "locality" in kinds:
-        for source in [options.query] if options.query else images:
-            query_box(options.box, decode_image(source, shown_as=str(source)), None)
     if "masked-views" in kinds:
         from ssl_bench.masked_views import choose_recipe
 
@@ -181,11 +186,32 @@ def _check_inputs(kinds: Sequence[str], options: Options, images: Sequence[Path]
         choose_recipe(options.masked_views, networks[0].checkpoint)
 
 
+def _query(kinds: Sequence[str], options: Options, images: Mapping[Path, Image]) -> Image | None:
+    """The image that locality's query is cut from, if it is one for all; a box must lie in it, or in each image."""
+    from ssl_bench.evaluate.decoding import decode_image
+
+    if "locality" not in kinds:
+        return None
+    query = decode_image(options.query, shown_as=str(options.query)) if options.query else None
+    for image in [query] if query else images.values():
+        query_box(options.box, image, None)
+    return query
+
+
+def _masks(kinds: Sequence[str], options: Options, images: Mapping[Path, Image]) -> dict[Path, Mask]:
+    """Objects of every image, for the histogram."""
+    from ssl_bench.evaluate.pictures.histogram import read_mask
+
+    if "histogram" not in kinds:
+        return {}
+    return {path: read_mask(mask, image) for mask, (path, image) in zip(options.masks, images.items(), strict=True)}
+
+
 def _files(images: Sequence[Path], kinds: Sequence[str], out: Path) -> dict[tuple[Path, str], Path]:
     """Where every picture goes; refused if something that `show` did not write stands there."""
     from ssl_bench.evaluate.pictures.sheet import is_ours
 
-    folder = out.expanduser()
+    folder = expanded(out)
     require_writable(folder)
     files = {(path, kind): folder / f"{path.stem}-{kind}.png" for path in images for kind in kinds}
     for file in files.values():

@@ -89,6 +89,7 @@ KINDS = {
     "voc": ("masks", 11, {"train": 20, "val": 10}),
     "imagenet-s": ("masks", 11, {"train": 20, "val": 10}),
     "coco": ("boxes", 10, {"train": 20, "val": 10}),
+    "davis": ("videos", 0, {"train": 24, "val": 48}),
     "roxford": ("landmarks", 0, {"queries": 60, "database": 600}),
 }
 
@@ -100,7 +101,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_data_toy_writes_what_data_check_knows(layout, tmp_path, call):
-    counts = () if layout == "roxford" else ("--train", 20, "--val", 10)
+    counts = {"roxford": (), "davis": ("--train", 1, "--val", 2)}.get(layout, ("--train", 20, "--val", 10))
     code, _, errors = call("data", "toy", "--layout", layout, "--out", tmp_path / "made", *counts)
     assert (code, errors) == (0, f"the toy world is in {tmp_path / 'made'} ({layout})\n")
     code, out, _ = call("data", "check", tmp_path / "made", "--json")
@@ -184,6 +185,18 @@ def test_many_misfits_are_counted(tmp_path):
     assert report.classes_seen < 11
 
 
+def test_a_class_called_other_makes_no_imagenet_s(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / f"images/{split}/a.png", 0)
+        (tmp_path / f"masks/{split}").mkdir(parents=True)
+        with Image.open(tmp_path / f"images/{split}/a.png") as image:
+            Image.new("L", image.size, 1).save(tmp_path / f"masks/{split}/a.png")
+    (tmp_path / "classes.txt").write_text("other\ncat\n")
+    report = check_dataset(str(tmp_path))
+    assert report.ok, report.problems
+    assert report.classes_seen == 1
+
+
 def test_a_sample_of_masks_without_decoding_all(tmp_path):
     writer("ade20k", train=130, val=2)(tmp_path / "set")
     calls: list[tuple[int, int]] = []
@@ -257,14 +270,18 @@ def test_every_dataset_is_listed_with_its_kind(tmp_path, monkeypatch, call):
     toy(tmp_path, "voc").rename(tmp_path / "VOC2012")
     code, out, _ = call("data", "ls", "--json")
     assert code == 0
-    rows = {(row["name"], row["kind"]): row for row in json.loads(out)["datasets"]}
+    listed = json.loads(out)["datasets"]
+    rows = {row["name"]: row for row in listed}
+    assert len(rows) == len(listed)
     for name in ("toy-ade20k", "toy-cityscapes", "toy-voc", "toy-imagenet-s", "toy-coco"):
-        assert rows[name, "masks"]["here"]
-        assert rows[name, "masks"]["where"] == "built in"
-    assert rows["voc-aug", "masks"] | {"what": ""} == {
-        **{"name": "voc-aug", "kind": "masks", "what": ""},
+        assert "masks" in rows[name]["kind"].split(", ")
+        assert rows[name]["here"]
+        assert rows[name]["where"] == "built in"
+    assert rows["voc-aug"] | {"what": ""} == {
+        **{"name": "voc-aug", "kind": "masks, objects", "what": ""},
         **{"where": str(tmp_path / "VOC2012"), "here": True},
     }
-    assert rows["ade20k", "masks"]["where"] == str(tmp_path / "ade20k")
-    assert not rows["ade20k", "masks"]["here"]
-    assert {("coco", "boxes"), ("coco", "masks"), ("roxford5k", "landmarks")} <= set(rows)
+    assert rows["ade20k"]["where"] == str(tmp_path / "ade20k")
+    assert not rows["ade20k"]["here"]
+    kinds = {name: rows[name]["kind"] for name in ("coco", "roxford5k", "davis-2017")}
+    assert kinds == {"coco": "boxes, masks, objects", "roxford5k": "landmarks", "davis-2017": "videos"}

@@ -297,6 +297,29 @@ def test_objects_without_a_mask_are_refused(mine, split, outline):
     assert "no segmentation" in said
 
 
+def test_a_polygon_that_pycocotools_takes_for_a_box_is_refused_in_val_alone(mine):
+    outline = [[1.0, 2.0, 3.0, 4.0], [10.0, 10.0, 20.0, 10.0, 20.0, 20.0]]
+    change(mine, "train", a0={"segmentation": outline, "iscrowd": 0})
+    check(subject(mine), small(**SHORT))
+    number = change(mine, "val", a0={"segmentation": outline, "iscrowd": 0})[0]["id"]
+    assert f"annotation {number}" in refused(mine)
+
+
+def test_parts_of_a_batch_make_another_run(mine):
+    """BatchNorm and the means of the losses are theirs."""
+    given = small(**SHORT | {"batch": 4})
+    assert detection.data_used(subject(mine), given) == {}
+    assert detection.data_used(subject(mine, batch_size=4), given) == {}
+    assert detection.data_used(subject(mine, batch_size=3), given) == {"batch_parts": "2"}
+    assert detection.data_used(subject(mine, batch_size=1), given) == {"batch_parts": "4"}
+
+
+def test_drops_of_the_learning_rate_rise():
+    for drops in ((0.0,), (9.0, 8.0), (-1.0,)):
+        with pytest.raises(UserError, match="expected rising numbers above 0"):
+            small(drop_epochs=drops)
+
+
 def test_run_lengths_of_another_size_are_refused(mine):
     change(mine, "train", a0={"segmentation": {"counts": [10, 90 * 96 - 10], "size": [90, 96]}, "iscrowd": 1})
     assert "size [90, 96]" in refused(mine)

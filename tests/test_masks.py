@@ -106,6 +106,27 @@ def test_the_names_of_ade20k_come_from_its_own_table(tmp_path):
         open_masks(str(root))
 
 
+def test_classes_of_one_name_are_refused(tmp_path):
+    """Their scores would overwrite each other."""
+    ade20k = make_ade20k(tmp_path / "ade")
+    (ade20k / "objectInfo150.txt").write_text("Idx\tName\n1\tscreen, door\n2\twall\n3\tscreen; crt\n")
+    folders, voc = make_folders(tmp_path / "folders"), tmp_path / "voc"
+    (folders / "classes.txt").write_text("cat\ndog\n\ncat \ndog\n")
+    (voc / "JPEGImages").mkdir(parents=True)
+    (voc / "SegmentationClass").mkdir()
+    (voc / "classes.txt").write_text("cat\ncat\n")
+    image(tmp_path / "imagenet-s/validation/other/a.JPEG")
+    mask(tmp_path / "imagenet-s/validation-segmentation/other/a.png", 1)
+    for root, said in (
+        (ade20k, r"objectInfo150.txt names several classes alike: screen\."),
+        (folders, r"classes.txt names several classes alike: cat, dog\."),
+        (voc, r"classes.txt names several classes alike: cat\."),
+        (tmp_path / "imagenet-s", r"imagenet-s names several classes alike: other\."),
+    ):
+        with pytest.raises(UserError, match=said):
+            open_masks(str(root))
+
+
 # As in the official table of labels: id, train id.
 LABELS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14}
 LABELS |= {28: 15, 31: 16, 32: 17, 33: 18}
@@ -526,7 +547,7 @@ def test_coco_paints_small_over_large_and_ignores_crowds(tmp_path):
     path.write_text(path.read_text().replace("[60, 60]", "[61, 59]"))
     assert open_masks(str(opened.root)).splits["val"].manifest_sha256 != opened.splits["val"].manifest_sha256
     path.write_text(path.read_text().replace('"size": [10, 12]', '"size": [12, 10]'))
-    with pytest.raises(UserError, match=r"instances_val2017.json: the outline of annotation 3 cannot be filled"):
+    with pytest.raises(UserError, match=r"instances_val2017.json: annotation 3 has run lengths of size"):
         open_masks(str(opened.root)).pair("val", 0)
 
 

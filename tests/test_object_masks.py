@@ -12,6 +12,8 @@ from test_coco import annotation, write
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.coco import COCO, open_coco
+from ssl_bench.evaluate.datasets import check_dataset, open_dataset, open_images
+from ssl_bench.evaluate.landmarks import open_landmarks
 from ssl_bench.evaluate.masks import MASKS, open_masks
 from ssl_bench.evaluate.object_masks import IGNORE, OBJECTS, open_objects
 
@@ -93,7 +95,9 @@ def test_images_without_objects_and_what_is_no_object(tmp_path):
         assert seen.ids == seen.categories == ()
         assert (seen.numbers == IGNORE).sum() == ignored
         assert (seen.numbers == 0).sum() == 2400 - ignored
-    assert data.ignored("val") == {"crowds": 2, "objects_without_outline": 1}
+    seen = [data.objects("val", index) for index in range(3)]
+    assert [each.crowds for each in seen] == [1, 0, 1]
+    assert [each.without_outline for each in seen] == [1, 0, 0]
     assert data.has_instances
     assert data.categories == ("cat", "dog")
 
@@ -113,6 +117,7 @@ def test_toy_coco_agrees_with_pycocotools_image_by_image():
         seen = data.objects("val", index)
         rows = [row for row in annotations.rows(index) if not annotations.crowd[row]]
         crowds += len(annotations.rows(index)) - len(rows)
+        assert (seen.crowds, seen.without_outline) == (len(annotations.rows(index)) - len(rows), 0)
         assert seen.ids == tuple(annotations.id[rows].tolist())
         assert seen.categories == tuple(annotations.category[rows].tolist())
         for place, row in enumerate(rows):
@@ -129,7 +134,6 @@ def test_a_part_has_the_same_objects_in_the_same_images():
         whole, seen = data.objects("val", index % 7), part.objects("val", index)
         assert (seen.ids, seen.categories) == (whole.ids, whole.categories)
         assert np.array_equal(seen.numbers, whole.numbers)
-    assert part.ignored("val")["crowds"] <= data.ignored("val")["crowds"]
     assert part.splits["val"].manifest_sha256 != data.splits["val"].manifest_sha256
 
 
@@ -152,7 +156,7 @@ def test_in_class_masks_every_class_but_the_background_is_one_object(name):
             assert np.array_equal(seen.numbers == 1 + place, mask == label)
         assert np.array_equal(seen.numbers == IGNORE, mask == IGNORE)
         assert (seen.numbers == IGNORE).any()
-    assert data.ignored("val") == {"crowds": 0, "objects_without_outline": 0}
+        assert (seen.crowds, seen.without_outline) == (0, 0)
     assert len(data.limited(3).splits["val"]) == 3
 
 
@@ -172,11 +176,19 @@ def test_names_are_those_of_both_kinds():
     assert OBJECTS["toy-coco"] == COCO["toy-coco"]
 
 
+@pytest.mark.parametrize(
+    "opened", [open_objects, open_masks, open_coco, open_landmarks, open_dataset, open_images, check_dataset]
+)
+def test_nobodys_home_is_explained(opened):
+    with pytest.raises(UserError, match="~no such user/data: there is no user of that name"):
+        opened("~no such user/data")
+
+
 def test_what_cannot_be_opened_is_explained(tmp_path):
     with pytest.raises(UserError, match=r"no-such.*Expected"):
         open_objects(str(tmp_path / "no-such"))
     broken = annotation(1, 1, 4, [1, 1, 5, 5], segmentation={"counts": [100, 5, 2295], "size": [30, 80]})
     image = {"id": 1, "file_name": "a.png", "width": 60, "height": 40}
     write(tmp_path, {"images": [image], "annotations": [broken], "categories": [{"id": 4, "name": "cat"}]})
-    with pytest.raises(UserError, match="outline of annotation 1 cannot be filled"):
+    with pytest.raises(UserError, match="annotation 1 "):
         open_objects(str(tmp_path)).objects("val", 0)

@@ -123,6 +123,17 @@ def test_up_down_by_hand():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("side", "halved_side"), [(1, 1), (4, 2), (5, 3)])
+def test_maps_of_odd_sides_are_not_cut(side: int, halved_side: int):
+    """An image one patch high has a map of one row, which would vanish."""
+    x = maps(height=side)
+    coarsest = UpDown(8)(x)[3]
+    assert coarsest.shape == (2, 8, halved_side, 2)
+    rows = [x[3][:, :, top : top + 2].amax(dim=2) for top in range(0, side, 2)]
+    expected = torch.stack([torch.stack([row[..., k : k + 2].amax(-1) for k in (0, 2)], -1) for row in rows], dim=2)
+    torch.testing.assert_close(coarsest, expected)
+
+
 def test_up_down_takes_four_maps():
     with pytest.raises(ValueError, match="zip"):
         UpDown(8)(maps(3))

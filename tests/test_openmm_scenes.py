@@ -21,7 +21,7 @@ from ssl_bench.protocols.semseg import RECIPES, Recipe
 
 packages.require()
 
-from ssl_bench.protocols.openmm.scenes import Scenes, ShortSide, scoring, training  # noqa: E402  (needs the packages)
+from ssl_bench.protocols.openmm.scenes import Scaled, Scenes, ShortSide, scoring, training  # noqa: E402  (needs the packages)
 
 HIGH, WIDE = 60, 90
 TOY = RECIPES["linear-toy"]
@@ -165,3 +165,45 @@ def test_labels_beyond_a_byte_stay_as_they_are(masks: Masks) -> None:
     with seeded(0):
         found = scenes.steps[1]({"img": np.zeros((HIGH, WIDE, 3), np.uint8), "gt_seg_map": mask})["gt_seg_map"]
     assert np.unique(found).tolist() == [919]
+
+
+@pytest.mark.parametrize("size", [(300, 1), (1, 300), (1, 1), (5000, 1)])
+@pytest.mark.parametrize("augmentation", ["scale", "resized-crop"])
+def test_very_thin_images_keep_a_pixel(size: tuple[int, int], augmentation: str, masks: Masks) -> None:
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            Image.new("RGB" if folder == "images" else "L", size).save(masks.root / folder / split / "a.png")
+    masks = open_masks(str(masks.root))
+    train = Scenes(masks, "train", training(_recipe(augmentation=augmentation), (64, 64)))
+    for seed in range(6):
+        pixels, labels = _sample(train, seed)
+        assert min(pixels.shape) >= 1
+        assert pixels.shape[:2] == labels.shape
+    packed = Scenes(masks, "val", scoring(_recipe(), (64, 64)))[0]
+    assert packed["inputs"].shape[1:] == tuple(max(1, round(64 * side / max(size))) for side in size[::-1])
+
+
+def test_other_images_are_scaled_as_mmseg_scales_them() -> None:
+    from mmseg.datasets.transforms import Resize
+
+    rng = np.random.default_rng(0)
+    for high, wide, scale in ((37, 91, (64, 64)), (91, 37, (2048, 512)), (60, 90, (180, 100)), (33, 70, (128, 50))):
+        pixels, mask = rng.integers(0, 256, (high, wide, 3), np.uint8), rng.integers(0, 9, (high, wide), np.uint16)
+        found, expected = (
+            each({"img": pixels, "gt_seg_map": mask, "seg_fields": ["gt_seg_map"]})
+            for each in (Scaled(scale=scale), Resize(scale=scale, keep_ratio=True))
+        )
+        for name in ("img", "gt_seg_map"):
+            np.testing.assert_array_equal(found[name], expected[name])
+        assert (found["img_shape"], found["scale_factor"]) == (expected["img_shape"], expected["scale_factor"])
+
+
+def test_transforms_are_made_in_silence(masks: Masks, capfd: pytest.CaptureFixture[str]) -> None:
+    """mmengine's logger would print on stdout that it overwrites its own earlier one."""
+    from mmengine.logging import MMLogger
+
+    before = dict(MMLogger._instance_dict)
+    for _ in range(2):
+        Scenes(masks, "train", training(_recipe(), (WIDE, HIGH)))
+    assert MMLogger._instance_dict == before
+    assert capfd.readouterr().out == ""

@@ -18,8 +18,9 @@ from ssl_bench.evaluate.architecture import HALF, Architecture
 from ssl_bench.evaluate.backbone import Output, Tokens
 from ssl_bench.evaluate.loading import Effort
 from ssl_bench.evaluate.object_masks import IGNORE, open_objects
+from ssl_bench.evaluate.patch_areas import patch_areas
 from ssl_bench.evaluate.subject import Subject
-from ssl_bench.protocols.patch_views import PatchRecipe, Read, TokenImage, token_areas, token_images
+from ssl_bench.protocols.patch_views import PatchRecipe, Read, TokenImage, token_images
 
 RECIPE = PatchRecipe(24, "bilinear", -1, True)
 
@@ -61,6 +62,10 @@ def scenes(root, *, images=6, seed=0):
     return write(root, {"images": entries, "annotations": boxes, "categories": categories}, seed=seed)
 
 
+def token_areas(numbers, objects, grid):
+    return patch_areas(numbers, [*range(1, objects + 1), 0, IGNORE], (grid, grid))
+
+
 def by_counting(numbers, objects, grid):
     """Every pixel cut into grid x grid parts, so that tokens hold whole ones."""
     fine = numbers.repeat(grid, axis=0).repeat(grid, axis=1)
@@ -83,10 +88,21 @@ def test_areas_are_exact_at_any_size(size):
     assert (found.sum(axis=0) == size[0] * size[1]).all()
 
 
-def token_image(numbers, ids, categories, grid, features=None):
+def test_areas_of_a_grid_that_is_no_square():
+    numbers = np.random.RandomState(1).choice(np.array([0, 3, 9], np.uint8), (7, 10))
+    found = patch_areas(numbers, [3, 9, 5], (2, 3))
+    fine = numbers.repeat(2, axis=0).repeat(3, axis=1)  # cells of 7 x 10
+    for cell in range(6):
+        row, column = divmod(cell, 3)
+        part = fine[7 * row : 7 * row + 7, 10 * column : 10 * column + 10]
+        assert found[:, cell].tolist() == [(part == value).sum() for value in (3, 9, 5)]
+
+
+def token_image(numbers, ids, categories, grid, features=None, *, by_class=False):
     areas = token_areas(np.asarray(numbers, np.uint16), len(ids), grid)
     features = torch.zeros(grid * grid, 1) if features is None else features
-    return TokenImage("a.png", np.zeros((3, grid, grid), np.uint8), tuple(ids), tuple(categories), areas, features)
+    nobody = np.zeros((3, grid, grid), np.uint8)
+    return TokenImage("a.png", 0, nobody, tuple(ids), tuple(categories), areas, by_class, features=features)
 
 
 def test_a_token_belongs_to_what_covers_most_of_it():
@@ -103,6 +119,38 @@ def test_a_token_belongs_to_what_covers_most_of_it():
     assert image.without_token == 0
     small = token_image([[1, 0], [0, 0]], (5,), (0,), 1)
     assert (small.label.tolist(), small.without_token, small.drawn(0, seed=0)) == ([1], 1, None)
+
+
+def test_by_class_the_objects_of_a_category_count_together():
+    # 30 % sheep A, 30 % sheep B, 40 % meadow; and below, where a dog covers more than either sheep, 30, 30 and 40 %.
+    numbers = np.array([[1, 1, 1, 2, 2, 2, 0, 0, 0, 0], [1, 1, 1, 2, 2, 2, 3, 3, 3, 3]], np.uint16)
+    areas = patch_areas(numbers, [1, 2, 3, 0, IGNORE], (2, 1))
+    nobody = np.zeros((3, 1, 1), np.uint8)
+
+    def label(by_class, categories=(7, 7, 4)):
+        return TokenImage("a.png", 0, nobody, (11, 12, 13), categories, areas, by_class).label.tolist()
+
+    assert label(True) == [0, 0]  # of equal sheep the first
+    assert label(False) == [3, 2]
+    assert label(True, (7, 6, 4)) == [3, 2]
+    # The same as where masks tell classes: one object is all sheep, one all dogs.
+    merged = np.array([0, 1, 1, 2], np.uint16)[numbers]
+    areas = patch_areas(merged, [1, 2, 0, IGNORE], (2, 1))
+    assert TokenImage("a.png", 0, nobody, (7, 4), (7, 4), areas, True).label.tolist() == [0, 0]
+
+
+def test_by_class_every_token_of_a_category_is_of_the_object_that_covers_most_of_it():
+    rng = np.random.RandomState(0)
+    numbers = rng.choice(np.array([0, 1, 2, 3, 4, IGNORE], np.uint16), (40, 40))
+    categories = (5, 2, 5, 2)
+    image = token_image(numbers, range(4), categories, 16, by_class=True)
+    areas = by_counting(numbers, 4, 16)
+    for token in range(256):
+        sums = [areas[[0, 2], token].sum(), areas[[1, 3], token].sum(), areas[4, token], areas[5, token]]
+        first = sums.index(max(sums))
+        expected = 2 + first if first > 1 else max([0, 2] if first == 0 else [1, 3], key=lambda k: areas[k, token])
+        assert image.label[token] == expected
+    assert (image.label != areas.argmax(axis=0)).any()
 
 
 def test_the_drawn_token_is_the_objects_own_and_depends_on_seed_image_and_object_alone():

@@ -22,6 +22,7 @@ from ssl_bench.evaluate.backbone import Pixels, build
 from ssl_bench.evaluate.checkpoints import Checkpoint, open_checkpoint
 from ssl_bench.evaluate.pictures import attention, clusters, histogram, inversion, layers, locality, reconstruction
 from ssl_bench.evaluate.pictures import sheet as sheets
+from ssl_bench.evaluate.pictures import similarity as similarity_picture
 from ssl_bench.evaluate.pictures.masked import kept_count, without
 from ssl_bench.evaluate.pictures.sheet import Cell, Row, colored, sheet, upsampled
 from ssl_bench.evaluate.pictures.similarity import similarity
@@ -94,7 +95,7 @@ def test_look_gives_the_tokens_and_the_softmax_attention_of_the_chosen_block(tin
 
 
 @torch.no_grad()
-def test_class_attention_of_extrema_is_that_of_its_last_block(tmp_path):
+def test_class_attention_of_extrema_is_that_of_its_last_block(tmp_path, monkeypatch):
     torch.manual_seed(0)
     backbone = build(replace(tiny_architecture(), cls=False, position_of_prefix=False, class_attention_blocks=2)).eval()
     save_checkpoint(tmp_path / "cait.pt", backbone)
@@ -111,6 +112,12 @@ def test_class_attention_of_extrema_is_that_of_its_last_block(tmp_path):
         expected = torch.softmax(q @ k.T / 4, dim=-1)[0, 1:].reshape(3, 5)
         torch.testing.assert_close(seen.class_attention[head], expected)
     assert seen.point_attention.shape == (1, 2, 3, 5)
+    said = []
+    monkeypatch.setattr(attention, "sheet", lambda *_, note, **more: said.append(note))
+    attention.draw([replace(seen, block="block 1 of 2")])
+    attention.draw_queries([replace(seen, block="block 1 of 2")])
+    assert "Attention in class-attention block 2 of 2, after the last block." in said[0]
+    assert "Attention in block 1 of 2, of the class token in class-attention block 2 of 2" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,26 @@ def test_class_attention_of_extrema_is_that_of_its_last_block(tmp_path):
 def test_the_network_sees_whole_patches_of_the_whole_image(size, image_px, size_px, expected):
     architecture = replace(tiny_architecture(), image_px=image_px, patch_px=8 if image_px == 48 else 16)
     assert fitted(size, architecture, size_px) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "size_px", "attention", "said"),
+    [
+        (
+            (100, 100),
+            100_000,
+            False,
+            r"--size 100000: .* 6,250 x 6,250 patches of 16 px; 16,384 at most.*--size 2048\.$",
+        ),
+        ((200, 100), 4096, True, r"256 x 128 patches.*; 4,096 at most.* with attention. Try --size 1440, or other"),
+    ],
+)
+def test_more_patches_than_can_be_drawn_are_refused(size, size_px, attention, said):
+    architecture = replace(tiny_architecture(), image_px=224, patch_px=16)
+    with pytest.raises(UserError, match=said):
+        fitted(size, architecture, size_px, attention=attention)
+    fitted(size, architecture, int(said.rpartition("--size ")[2][:4]), attention=attention)
+    assert fitted((100, 100), architecture, 1024, attention=True) == (1024, 1024)
 
 
 def test_tokens_that_are_not_finite_are_refused(tmp_path):
@@ -152,6 +179,13 @@ def test_similarity_is_the_cosine_of_the_marked_patch():
         assert float(found[row, column]) == pytest.approx(dot / lengths, abs=1e-9)
 
 
+def test_the_label_of_a_token_of_zeros_does_not_say_1(monkeypatch):
+    patches = torch.zeros(3, 5, 4)
+    seen = Seen("x", replace(tiny_architecture(), patch_px=8), image(), patches, ((0, 0),), "block 1 of 1", "")
+    labels = [cell.label for cell in similarity_picture._cells(seen, (0, 0), [0.5])]
+    assert labels == ["image", "cosine, 0.00 to 0.00", "above 0.5"]
+
+
 def test_the_overlay_has_the_color_of_the_head_that_attends_most_and_its_share_as_brightness():
     maps = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
     maps[1] *= 0.01  # heads count relative to their own largest value
@@ -173,6 +207,18 @@ def test_clusters_find_groups_by_direction_and_count_the_largest_first():
     found = clusters.clusters(directions[groups] * lengths, seed=0)
     np.testing.assert_array_equal(found, [[0, 0, 1, 2], [0, 0, 1, 1]])
     np.testing.assert_array_equal(clusters.clusters(torch.ones(2, 2, 3), seed=0), np.zeros((2, 2)))  # one group there
+
+
+@pytest.mark.parametrize(
+    ("distinct", "legend"), [(1, ["largest"]), (2, ["largest", "second"]), (9, ["largest", "second", "third"])]
+)
+def test_the_legend_has_the_groups_that_were_found(distinct, legend, monkeypatch):
+    patches = torch.eye(15)[torch.arange(15) % distinct].reshape(3, 5, 15)
+    seen = Seen("x", replace(tiny_architecture(), patch_px=8), image(), patches, (), "block 1 of 1", "")
+    named_ = []
+    monkeypatch.setattr(clusters, "swatches", lambda entries: named_.extend(entries) or Image.new("RGB", (1, 1)))
+    clusters.draw([seen], seed=0)
+    assert [name for _, name in named_] == [f"{name} group" for name in legend]
 
 
 # Layers
@@ -224,32 +270,37 @@ def test_shares_of_adapters_are_those_of_the_lengths_of_their_parts(tmp_path):
 # Histogram of one image
 
 
-def test_pairs_within_and_between_objects_are_those_of_a_slow_count():
+def test_patches_belong_to_what_covers_most_of_them_also_between_pixels():
     mask = np.zeros((24, 40), np.uint8)
     mask[:16, :16], mask[8:, 24:32], mask[16:, 32:] = 1, 2, 255
     mask[0:3, 16:24] = 1  # less than half of the patch
-    objects = histogram.objects_of_patches(mask, (3, 5), 8)
+    objects = histogram.objects_of_patches(mask, (3, 5))
     np.testing.assert_array_equal(objects, [[1, 1, 0, 0, 0], [1, 1, 0, 2, 0], [0, 0, 0, 2, 255]])
+    stripes = np.zeros((50, 50), np.uint8)
+    stripes[:, ::5] = 1  # a fifth of every patch; the nearest of 2 x 2 pixels a patch would be these alone
+    assert not histogram.objects_of_patches(stripes, (5, 5)).any()
+    thin = np.full((1000, 10), 1, np.uint8)
+    thin[1::2] = thin[::4] = 2
+    assert (histogram.objects_of_patches(thin, (1, 1)) == 2).all()
+
+
+def test_pairs_within_and_between_objects_are_those_of_a_slow_count():
+    mask = np.zeros((24, 40), np.uint8)
+    mask[:16, :16], mask[8:, 24:32], mask[16:, 32:] = 1, 2, 255
+    flat = histogram.objects_of_patches(mask, (3, 5)).ravel().tolist()
     patches = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
     seen = Seen("x", replace(tiny_architecture(), patch_px=8), image(), patches, (), "block 1 of 1", "")
-    intra, inter = histogram.pairs(seen, mask)
+    found = histogram.pairs(seen, mask)
     same, different = [], []
-    flat, tokens = objects.ravel().tolist(), patches.reshape(15, 6).double()
+    tokens = patches.reshape(15, 6).double()
     for one, other in itertools.combinations(range(15), 2):
         if 255 in (flat[one], flat[other]) or flat[one] == flat[other] == 0:
             continue
         cosine = float(tokens[one] @ tokens[other] / (tokens[one].norm() * tokens[other].norm()))
         (same if flat[one] == flat[other] else different).append(cosine)
-    assert sorted(intra) == pytest.approx(sorted(same))
-    assert sorted(inter) == pytest.approx(sorted(different))
-
-
-def test_overlap_is_the_area_under_both_densities():
-    edges, one, other, shared = histogram.densities(np.array([0.01, 0.01, 0.99, 1.0 + 1e-12]), np.array([0.01, -0.5]))
-    width = edges[1] - edges[0]
-    assert one.sum() * width == pytest.approx(1)
-    assert other.sum() * width == pytest.approx(1)
-    assert shared == pytest.approx(0.5)
+    expected = [np.histogram(each, 200, (-1, 1))[0] for each in (different, same)]
+    np.testing.assert_array_equal(found.counts, expected)
+    assert found.sums == pytest.approx([sum(different), sum(same)], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +312,14 @@ def test_overlap_is_the_area_under_both_densities():
         (np.full((24, 40), 255), "L", "holds the values none"),
     ],
 )
-def test_masks_that_tell_nothing_are_refused(tmp_path, pixels_, mode, message):
+def test_masks_that_tell_nothing_are_refused(tmp_path, monkeypatch, pixels_, mode, message):
     Image.fromarray(pixels_.astype(np.uint8), mode=None).convert(mode).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=message):
         histogram.read_mask(tmp_path / "mask.png", image())
+    picture = image()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"mask\.png.*decompression bomb"):
+        histogram.read_mask(tmp_path / "mask.png", picture)
     (tmp_path / "mask.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"mask\.png"):
         histogram.read_mask(tmp_path / "mask.png", image())
@@ -437,6 +492,11 @@ def test_networks_without_a_class_token_compare_the_mean_of_patches(tmp_path):
 # Sheets
 
 
+def test_pixels_are_compared_as_pixels():
+    found = locality.retrieve(open_checkpoint("pixels:"), image(), image(), [(0, 0, 8, 8)], name="p", device="cpu")
+    assert found.vector == "all pixels of the crop at 48 x 48"
+
+
 def test_a_sheet_is_as_large_as_what_is_on_it():
     cell = Cell(Image.new("RGB", (240, 100)), "label")
     one, two = sheet("title", [Row([cell])]), sheet("title", [Row([cell]), Row([cell], "heading")])
@@ -479,7 +539,7 @@ def test_images_are_shown_at_one_size(size, expected):
     assert sheets.shown(Image.new("RGB", size)).size == expected
 
 
-def test_a_picture_knows_who_wrote_it(tmp_path):
+def test_a_picture_knows_who_wrote_it(tmp_path, monkeypatch):
     (tmp_path / "ours.png").write_bytes(sheets.png(Image.new("RGB", (3, 2))))
     with Image.open(tmp_path / "ours.png") as opened:
         assert (opened.format, opened.size) == ("PNG", (3, 2))
@@ -489,6 +549,8 @@ def test_a_picture_knows_who_wrote_it(tmp_path):
     assert not sheets.is_ours(tmp_path / "theirs.png")
     assert not sheets.is_ours(tmp_path / "text.png")
     assert io.BytesIO(sheets.png(Image.new("RGB", (1, 1)))).read(4) == b"\x89PNG"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    assert not sheets.is_ours(tmp_path / "theirs.png")  # a decompression bomb
 
 
 def test_what_is_hidden_is_gray_and_the_rest_untouched():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +29,17 @@ from ssl_bench.evaluate.masks import IGNORE, Masks, open_masks
 from ssl_bench.evaluate.recipes import with_settings
 from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.evaluate.subject import Subject
-from ssl_bench.protocols import semseg
+from ssl_bench.files import cache_folder
+from ssl_bench.protocols import mask_reading, semseg
 from ssl_bench.protocols.image_splits import subsets
 from ssl_bench.protocols.openmm import packages
 from ssl_bench.protocols.semseg import RECIPES, Recipe, check
 
 packages.require()
 
-from ssl_bench.protocols.openmm import segmentation, segmentors  # noqa: E402  (they need the packages)
+from ssl_bench.protocols.openmm import segmentation, segmentation_search, segmentors  # noqa: E402  (they need the packages)
 from ssl_bench.protocols.openmm.network import Network, parameter_groups  # noqa: E402
-from ssl_bench.protocols.openmm.runner import History, build  # noqa: E402
+from ssl_bench.protocols.openmm.runner import Diverged, History, build  # noqa: E402
 from ssl_bench.protocols.openmm.segmentation import Segmentation  # noqa: E402
 from ssl_bench.protocols.openmm.segmentors import PixelCrossEntropy, enlarged_argmax, segmentor  # noqa: E402
 
@@ -61,7 +64,7 @@ PUBLISHED = {
     "segmenter-mask":       ("mask",             False, (11,),         True,  "sgd",   1e-2, 1.0,  0.1, 0.0),
     "segmenter-mask-372":   ("mask",             False, (11,),         True,  "sgd",   1e-2, 1.0,  0.1, 0.0),
     "segmenter-mask-100":   ("mask",             False, (11,),         True,  "sgd",   1e-2, 1.0,  0.1, 0.0),
-    "imagenet-s":           ("fc_norm+linear",   False, (11,),         False, "adamw", 5e-4, 0.60, 0.1, 0.05),
+    "imagenet-s":           ("layernorm+linear", False, (11,),         False, "adamw", 5e-4, 0.60, 0.1, 0.05),
     "imagenet-s-ft":        ("fc_norm+linear",   False, (11,),         False, "adamw", 1e-4, 0.45, 0.1, 0.05),
 }
 #                         length, unit            warm-up min_lr power batch crop stride resize images, splits
@@ -127,7 +130,9 @@ def test_the_first_toy_row_is_the_linear_one() -> None:
         ({"iterations": "none"}, "expected one of them, and none for the other"),
         ({"iterations": "1500"}, "warmup=1500 of 1500 iterations"),
         ({"batch": "0"}, "batch=0: expected at least 1"),
-        ({"lrs": "1e-3,1e-3"}, "expected different learning rates above 0"),
+        ({"lrs": "1e-3,1e-3"}, "expected different learning rates"),
+        ({"lrs": "1e-3,1e38"}, "above 0, at most 1000"),
+        ({"lrs": "0"}, "above 0, at most 1000"),
         ({"min_lr": "1"}, "a smaller min_lr"),
         ({"power": "0"}, "power above"),
         ({"layer_decay": "0"}, "layer_decay=0.0"),
@@ -280,12 +285,29 @@ def test_imagenet_s_head_and_its_loss(checkpoint: Checkpoint) -> None:
 def test_a_fine_tuned_file_brings_its_norm(checkpoint: Checkpoint, masks: Masks) -> None:
     fc_norm = {"fc_norm.weight": torch.full((32,), 3.0), "fc_norm.bias": torch.full((32,), -1.0)}
     tuned = replace(checkpoint, extras={"classifier": {**fc_norm, "head.weight": torch.zeros(2, 32)}})
-    for each, expected in ((tuned, (3.0, -1.0)), (checkpoint, (1.0, 0.0))):
+    own, fresh = (_short("imagenet-s-toy", head=head) for head in ("fc_norm+linear", "layernorm+linear"))
+    for each, recipe, expected in (
+        (tuned, own, (3.0, -1.0)),
+        (tuned, fresh, (1.0, 0.0)),
+        (checkpoint, fresh, (1.0, 0.0)),
+    ):
         subject = _subject(each, masks)
-        network: Any = Segmentation(subject, _small("imagenet-s-toy"), None, "semseg@v0").network()
+        check(subject, recipe)
+        network: Any = Segmentation(subject, recipe, None, "semseg@v0").network()
         norm, blocks = network.decode_head.norm, network.backbone.trunk.vit.blocks
         assert torch.equal(blocks[1].attn.qkv.weight, checkpoint.state["blocks.1.attn.qkv.weight"])
         assert (norm.weight.unique().item(), norm.bias.unique().item()) == expected
+    assert "its fc_norm is not used" in semseg.run(_subject(tuned, masks), fresh).warnings[0]
+    with pytest.raises(UserError, match=r"holds no fc_norm\. Expected .* fine-tuned .*semseg/imagenet-s and"):
+        check(_subject(checkpoint, masks), own)
+    spoiled: list[dict[str, Tensor]] = [
+        {"fc_norm.weight": torch.ones(32)},
+        {**fc_norm, "fc_norm.bias": torch.zeros(16)},
+        {**fc_norm, "fc_norm.other": torch.zeros(1)},
+    ]
+    for classifier in spoiled:
+        with pytest.raises(UserError, match=r"holds an fc_norm of .* of 32 numbers"):
+            check(_subject(replace(checkpoint, extras={"classifier": classifier}), masks), own)
 
 
 def test_upernet_is_mmsegs_with_an_auxiliary_head(checkpoint: Checkpoint) -> None:
@@ -343,9 +365,13 @@ def test_processes_with_unequally_many_labels_weigh_as_much_as_their_labels(monk
     logits, labels = torch.randn(2, CLASSES, 5, 6), torch.randint(0, CLASSES, (2, 5, 6))
     labels[0, :4] = IGNORE
     labeled = (labels != IGNORE).sum(dim=(1, 2)).float()
-    monkeypatch.setattr(segmentors.distributed, "mean_of_all", lambda count: labeled.mean())
+    monkeypatch.setattr(segmentors.distributed, "mean_of_all", lambda mine: torch.stack([labeled.mean(), mine[1]]))
     shares = [PixelCrossEntropy()(logits[[k]], labels[[k]]) for k in (0, 1)]  # of each process
     torch.testing.assert_close(sum(shares) / 2, F.cross_entropy(logits, labels, ignore_index=IGNORE))
+    # Another process's loss is not finite: this one's is not either, so that all stop together.
+    for other in (math.inf, math.nan):
+        monkeypatch.setattr(segmentors.distributed, "mean_of_all", lambda mine, other=other: mine + other)
+        assert not PixelCrossEntropy()(logits, labels).isfinite()
 
 
 def test_a_frozen_network_gets_no_gradient_and_stays(checkpoint: Checkpoint) -> None:
@@ -388,17 +414,38 @@ def test_windows_are_averaged(checkpoint: Checkpoint) -> None:
     assert len(expected.unique()) > 1
 
 
-def test_whole_images_are_padded_and_cut_and_brought_to_the_size_of_the_mask(checkpoint: Checkpoint) -> None:
-    network = _built(_small("linear-toy", stride_px=None), checkpoint).eval()
+def test_whole_images_are_padded_and_cut_and_brought_to_the_size_of_the_mask(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarged: list[tuple[int, ...]] = []
+
+    def spy(logits: Tensor, *where: Any) -> Tensor:
+        enlarged.append(tuple(logits.shape))
+        return enlarged_argmax(logits, *where)
+
+    monkeypatch.setattr(segmentors, "enlarged_argmax", spy)
+    network = _built(_small("linear-toy", stride_px=None), checkpoint, 20).eval()
     nn.init.normal_(network.decode_head.conv_seg.weight)
     pixels = torch.randint(0, 256, (3, 22, 30), dtype=torch.uint8)
     with torch.no_grad():
         (sample,) = network.test_step({"inputs": [pixels], "data_samples": [_sample(33, 45)]})
         mean, std = (torch.tensor(v)[:, None, None] for v in (tiny_architecture().mean, tiny_architecture().std))
         images = F.pad((pixels.flip(0) / 255 - mean) / std, (0, 2, 0, 2))[None]
-        logits = F.interpolate(network(images), (24, 32), mode="bilinear", align_corners=False)[:, :, :22, :30]
-        expected = F.interpolate(logits, (33, 45), mode="bilinear", align_corners=False).argmax(dim=1)
-    assert (sample.pred_sem_seg.data == expected).float().mean() > 0.999
+        logits = network(images)[0]
+    # The map is interpolated once, to the size of the mask, pixel by pixel; what was padded lies below and right.
+    assert enlarged == [(20, 3, 4)]
+    expected = torch.zeros(33, 45, dtype=torch.int64)
+    for row in range(33):
+        for column in range(45):
+            y, x = (row + 0.5) * 22 / 33 / 8 - 0.5, (column + 0.5) * 30 / 45 / 8 - 0.5
+            y, x = min(max(y, 0.0), 2.0), min(max(x, 0.0), 3.0)
+            top, left = int(y), int(x)
+            down, right = min(top + 1, 2), min(left + 1, 3)
+            upper = logits[:, top, left] * (1 - x + left) + logits[:, top, right] * (x - left)
+            lower = logits[:, down, left] * (1 - x + left) + logits[:, down, right] * (x - left)
+            expected[row, column] = (upper * (1 - y + top) + lower * (y - top)).argmax()
+    assert (sample.pred_sem_seg.data[0] == expected).float().mean() > 0.999
+    assert len(expected.unique()) > 1
 
 
 @pytest.mark.parametrize("at_once", [1, 40 * 50 * 3, 2**26])
@@ -406,7 +453,26 @@ def test_argmax_in_parts_is_argmax(at_once: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(segmentors, "_AT_ONCE", at_once)
     logits = torch.randn(7, 5, 6) - 100
     expected = F.interpolate(logits[None], (40, 50), mode="bilinear", align_corners=False)[0].argmax(dim=0)
-    torch.testing.assert_close(enlarged_argmax(logits, (40, 50)), expected)
+    torch.testing.assert_close(enlarged_argmax(logits, (40, 50), (5.0, 6.0)), expected)
+
+
+def test_no_pixel_is_lost_to_rounding() -> None:
+    """Of every size there are enough pixels, also where the covered part of the map is no whole number of cells."""
+    logits = torch.randn(2, 64, 1)
+    assert int(49 * (1 / 49)) == 0  # 0.9999...
+    for shown in range(1, 1025, 8):
+        for stored in (1, 97, 375):
+            assert enlarged_argmax(logits, (stored, 3), (shown / 16, 0.7)).shape == (stored, 3)
+            assert enlarged_argmax(logits, (stored, 3), (1 + shown // 17, 0.7)).shape == (stored, 3)
+
+
+def test_maps_of_one_patch_are_segmented_too(checkpoint: Checkpoint) -> None:
+    """UPerNet's coarsest map is half as high as one patch."""
+    network = _built(_small("upernet-toy"), checkpoint).eval()
+    pixels = torch.randint(0, 256, (3, 8, 200), dtype=torch.uint8)
+    with torch.no_grad():
+        (sample,) = network.test_step({"inputs": [pixels], "data_samples": [_sample(8, 200)]})
+    assert sample.pred_sem_seg.data.shape == (1, 8, 200)
 
 
 # --- splits ---
@@ -512,11 +578,26 @@ def test_toy_rows_run(row: str, checkpoint: Checkpoint, masks: Masks, capfd: pyt
     config = json.loads(scores.files["mm_config.json"])
     assert config["model"]["backbone"]["type"].endswith("network.Network")
     assert config["schedule"]["steps"] == 3
+    assert (config["seed"], config["dtype"], config["scale_px"], config["parts"]) == (0, "fp32", [40, 24], 1)
+    assert config["best_every_steps"] is None
+    sgd = recipe.optimizer == "sgd"
+    own = {"momentum": 0.9, "nesterov": True} if sgd else {"betas": [0.9, 0.999]}
+    assert config["optimizer"].items() >= own.items()
+    chosen = [8] if recipe.train_images is None else [list(map(str, part)) for part in _names(recipe, masks)]
+    assert config["splits"] == [{"train": each, "val": 3} for each in chosen]
+    assert scores.details["parts"] == 1
     json.dumps(scores.details)
     assert capfd.readouterr().out == ""
     main = scores.metrics["miou"]
     assert (main.std is None, main.stderr is None) == ((False, True) if recipe.splits > 1 else (True, False))
     assert main.n == (2 if recipe.splits > 1 else 3)
+
+
+def _names(recipe: Recipe, masks: Masks) -> list[list[str]]:
+    train = masks.splits["train"]
+    assert recipe.train_images is not None
+    found = subsets(train, recipe.train_images, splits=recipe.splits, lists=None)
+    return [[train.sample_ids[row] for row in subset.rows] for subset in found]
 
 
 def _used(recipe: Recipe, masks: Masks) -> int:
@@ -570,12 +651,71 @@ def test_the_learning_rate_is_searched_on_the_first_split(
     assert "0.2, is at the end of those tried" in scores.warnings[0]
 
 
+def test_a_learning_rate_that_diverges_is_left_out(
+    checkpoint: Checkpoint, masks: Masks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, forgotten = {0.1, 0.2}, []
+
+    def run(self: Segmentation, lr: float) -> dict[str, Any]:
+        if lr not in alive or (self.part is not None and "23456" in self.part.origin and 0.2 not in alive):
+            raise Diverged("the loss is nan.")
+        classes = [1.0] * 3
+        return {"main": lr, "stderr": 1.0, "macc": 1.0, "aacc": 2.0, "iou": classes, "accuracy": classes, "step": 9}
+
+    monkeypatch.setattr(Segmentation, "run", run)
+    monkeypatch.setattr(Segmentation, "forget", lambda self, lr: forgotten.append(lr))
+    recipe = _short("segmenter-toy", lrs=(0.1, 0.2, 0.3), splits=2)
+    scores = semseg.run(_subject(checkpoint, masks), recipe)
+    details: Any = scores.details
+    assert details["tried"] == [{"lr": 0.1, "miou": 0.1}, {"lr": 0.2, "miou": 0.2}, {"lr": 0.3, "miou": None}]
+    assert details["lr"] == 0.2
+    assert scores.warnings == ("the loss at learning rate 0.3 was no longer finite",)
+    assert forgotten == [0.1, 0.2, 0.3] * 2
+    alive.remove(0.2)
+    with pytest.raises(UserError, match=r"nan\. With lrs=0\.1, the best on the first split, another one diverged"):
+        semseg.run(_subject(checkpoint, masks), recipe)
+    alive.clear()
+    with pytest.raises(UserError, match=r"the loss is nan\. The learning rates are set as --set lrs=0\.01"):
+        semseg.run(_subject(checkpoint, masks), recipe)
+
+
+def test_a_loss_that_is_infinite_diverges(checkpoint: Checkpoint, masks: Masks) -> None:
+    recipe = _short("linear-toy", optimizer="sgd", lrs=(0.01, 1000.0), iterations=8, layer_decay=1.0)
+    recipe = replace(recipe, head="mask", layers=(11,), frozen=False)
+    details: Any = semseg.run(_subject(checkpoint, masks), recipe).details
+    assert details["lr"] == 0.01
+    assert details["tried"][1]["miou"] is None
+    assert not list(cache_folder().glob("training/*"))
+
+
+def test_broken_training_images_that_were_replaced_are_told(
+    checkpoint: Checkpoint, masks: Masks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (masks.root / "images/train/b.png").write_bytes(b"no image")
+    subject = _subject(checkpoint, masks, skip_broken=True)
+    scores = semseg.run(subject, _short("linear-toy"))
+    assert scores.warnings == ("1 broken training images were replaced, each by the next one of the split",)
+
+
+@pytest.mark.parametrize(("row", "warned"), [("linear-toy", True), ("imagenet-s-toy", False)])
+def test_batchnorm_that_is_not_synchronized_is_told(
+    row: str, warned: bool, checkpoint: Checkpoint, masks: Masks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Segmentation(_subject(checkpoint, masks), _short(row), None, "semseg@v0")
+    assert not segmentation_search._warnings([training], {0.1: {"main": 1.0}}, 0.1)
+    monkeypatch.setattr(segmentation_search.distributed, "world_size", lambda: 2)
+    found = segmentation_search._warnings([training], {0.1: {"main": 1.0}}, 0.1)
+    assert ["BatchNorm was not synchronized" in each for each in found] == [True] * warned
+    training.subject.effort = replace(training.subject.effort, device="cuda:0")
+    assert not segmentation_search._warnings([training], {0.1: {"main": 1.0}}, 0.1)
+
+
 def test_the_best_on_val_or_the_end(checkpoint: Checkpoint, masks: Masks, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     def train(network: nn.Module, course: Any, *rest: Any, **others: Any) -> History:
         seen.append((course, others))
-        return History([2, 4, 6], [{"main": 1.0}, {"main": 3.0}, {"main": 2.0}], [1])
+        return History([2, 4, 6], [{"main": 1.0}, {"main": 3.0}, {"main": 2.0}], [1], [0, 3])
 
     monkeypatch.setattr(segmentation, "train", train)
     subject = _subject(checkpoint, masks)
@@ -583,7 +723,7 @@ def test_the_best_on_val_or_the_end(checkpoint: Checkpoint, masks: Masks, monkey
     recipe = _short("segmenter-toy", optimizer="sgd", **every)
     one = Segmentation(subject, recipe, None, "semseg@v0")
     assert one.run(0.03) == {"main": 3.0, "step": 4}
-    assert one.skipped == 1
+    assert (one.skipped, one.replaced) == (1, {0, 3})
     assert (seen[0][0].steps, seen[0][0].evaluate_every, one.steps) == (6, 2, 6)
     optimizer = seen[0][1]["optimizer"]
     assert isinstance(optimizer, torch.optim.SGD)
@@ -596,6 +736,12 @@ def test_the_best_on_val_or_the_end(checkpoint: Checkpoint, masks: Masks, monkey
     other = Segmentation(subject, recipe, subsets(masks.splits["train"], 4, splits=1, lists=None)[0], "semseg@v0")
     assert (other.course(0.1).identity, other.images) != (one.course(0.1).identity, one.images)
     assert one.course(0.1).identity != one.course(0.2).identity
+    other.run(0.03)
+    assert other.part is not None
+    assert other.replaced == {int(other.part.rows[0]), int(other.part.rows[3])}
+    larger = Segmentation(_subject(checkpoint, replace(masks, scale_px=(80, 48))), recipe, None, "semseg@v0")
+    assert larger.course(0.1).identity != one.course(0.1).identity
+    assert (one.parts, Segmentation(_subject(checkpoint, masks, batch_size=2), recipe, None, "").parts) == (1, 2)
 
 
 def test_layer_decay_and_drop_path_reach_the_network(checkpoint: Checkpoint, masks: Masks) -> None:
@@ -666,6 +812,46 @@ def test_lists_are_part_of_the_identity(checkpoint: Checkpoint, masks: Masks, tm
     assert re.fullmatch(r"listed [0-9a-f]{8}", found[0]["train_images"])
 
 
+def _fill(root: Path, split: str, value: int) -> None:
+    for path in (root / "masks" / split).iterdir():
+        Image.new("L", (40, 24), value).save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda root: Image.new("L", (40, 24), 7).save(root / "masks/val/y.png"), "y.png holds values"),
+        (lambda root: (root / "masks/val/y.png").write_bytes(b"no image"), "y.png.*--skip-broken"),
+        (lambda root: (root / "images/val/y.png").write_bytes(b"no image"), "y.png.*--skip-broken"),
+        (lambda root: _fill(root, "val", 255), "no pixel of val has a label"),
+        (lambda root: _fill(root, "train", 255), "no pixel of the training images has a label"),
+    ],
+)
+def test_masks_are_read_before_anything_is_trained(
+    spoil: Callable[[Path], None], said: str, checkpoint: Checkpoint, masks: Masks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*given: Any, **others: Any) -> History:
+        raise AssertionError("trained before val was read")
+
+    monkeypatch.setattr(segmentation, "train", train)
+    spoil(masks.root)
+    with pytest.raises(UserError, match=said):
+        semseg.run(_subject(checkpoint, masks), _short("linear-toy"))
+
+
+def test_one_label_is_enough_and_broken_images_may_be_skipped(masks: Masks) -> None:
+    _fill(masks.root, "train", 255)
+    Image.new("L", (40, 24), 1).save(masks.root / "masks/train/b.png")  # not in a sample of four of eight
+    (masks.root / "images/val/x.png").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask_reading, "_SAMPLE", 4)
+        mask_reading.read_before_training(masks, [masks], skip_broken=True)
+    for name in "yz":
+        (masks.root / f"images/val/{name}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="no pixel of val has a label"):
+        mask_reading.read_before_training(masks, [masks], skip_broken=True)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -704,6 +890,17 @@ def test_a_record_with_its_config(tmp_path: Path) -> None:
     assert json.loads(config.read_text())["classes"] == ["ground", "bright", "striped"]
     assert record.n_samples.evaluated == {"train": 8, "val": 3}
     assert record.main_metric == "miou"
+
+
+def test_a_search_prints_its_record_and_nothing_else(tmp_path: Path) -> None:
+    """In a process of its own: mmengine's loggers are made once in each."""
+    save_checkpoint(tmp_path / "tiny.pt", tiny_backbone())
+    settings = _SETTINGS | {"lrs": "0.01,0.03", "augmentation": "scale", "iterations": 2}
+    command = [sys.executable, "-m", "ssl_bench.cli", "run", "--ckpt", str(tmp_path / "tiny.pt"), "--json"]
+    command += ["--protocol", "semseg/linear-toy", "--dataset", str(_world(tmp_path / "world")), "--workers", "0"]
+    command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    json.loads(found.stdout)
 
 
 def test_two_processes_give_the_metrics_of_one(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from tiny_training import ARCHITECTURE, write_base
 
 from ssl_bench import masked_views
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate import decoding
 from ssl_bench.evaluate.adapters import EncoderAdapter
 from ssl_bench.evaluate.architecture import named
 from ssl_bench.evaluate.backbone import Backbone, build
@@ -27,7 +28,7 @@ from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.evaluate.training.augment import augmentation_named
 from ssl_bench.evaluate.training.blockwise import ALIEN
 from ssl_bench.evaluate.training.loader import Views, sample_generator
-from ssl_bench.picture_kinds import DEFAULT, KINDS, Options, query_box
+from ssl_bench.picture_kinds import DEFAULT, KINDS, READ_BY_SOME, Options, query_box
 from ssl_bench.pretrain.catalog import METHODS
 from ssl_bench.pretrain.method import Sampling
 from ssl_bench.show import show
@@ -175,6 +176,24 @@ def test_pixels_are_rebuilt_by_the_network_whose_head_can(tmp_path, cat, monkeyp
     assert [each.name for each in seen] == ["mmc, teacher"]
 
 
+def test_every_file_is_decoded_once(tmp_path, tiny, cat, monkeypatch):
+    found = []
+    original = decoding.decode_image
+    monkeypatch.setattr(decoding, "decode_image", lambda path, **more: found.append(path) or original(path, **more))
+    dog, query = write(tmp_path / "dog.png", seed=1), write(tmp_path / "query.png", seed=2)
+    kinds = ["similarity", "locality"]
+    show(tiny, [cat, dog], options(tmp_path, kinds=kinds, query=query, masked_views="mae/toy"))
+    assert sorted(found) == sorted([cat, dog, query])
+
+
+def test_every_option_is_read_by_somebody_and_has_its_flag(call):
+    read = {name for kind in KINDS.values() for name in kind.reads.split()}
+    assert read == set(READ_BY_SOME)
+    assert read < {field.name for field in fields(Options)}
+    help_ = call("show", "--help")[1]
+    assert all(flag in help_ for flag in READ_BY_SOME.values())
+
+
 # Refusals
 
 
@@ -192,6 +211,10 @@ def kinds_of(tmp_path: Path) -> set[str]:
         (["-k", "similarty"], "did you mean 'similarity'"),
         (["--size", "5"], "--size 5: expected at least one patch of 8 px"),
         (["--size", "0"], "--size 0: expected at least 1"),
+        (["--size", "1000000"], "--size 1000000: .* 4,096 at most can be drawn with attention. Try --size"),
+        (["--size", "1000000", "-k", "clusters"], "16,384 at most can be drawn. Try --size"),
+        (["--beside", "~no such user/x.pt"], "~no such user/x.pt: there is no user of that name"),
+        (["--out", "~no such user/x"], "~no such user/x: there is no user of that name"),
         (["--layer", "2"], "--layer 2: tiny has 2 blocks, 0 to 1"),
         (["--threshold", "1"], "--threshold 1: expected a cosine"),
         (["--invert", "--mask-ratio", "1"], "--mask-ratio 1: expected a share"),
@@ -207,6 +230,18 @@ def kinds_of(tmp_path: Path) -> set[str]:
         (["-k", "locality", "--box", "5"], "expected left,top,right,bottom"),
         (["-k", "locality", "--query", "no.png"], "cannot decode no.png"),
         (["--device", "tpu"], "--device tpu"),
+        (
+            ["--box", "0,0,9,9"],
+            "--box is read by locality, and .* is similarity, attention, clusters: leave it out, or",
+        ),
+        (["-k", "clusters", "--point", "1,1"], "--point is read by similarity, queries, locality, and"),
+        (["-k", "clusters", "--threshold", "0.5"], "--threshold is read by similarity"),
+        (["-k", "clusters", "--steps", "5"], "--steps is read by inversion"),
+        (["-k", "similarity", "--mask-ratio", "0.5"], "--mask-ratio is read by inversion"),
+        (["--query", "no.png"], "--query is read by locality"),
+        (["-k", "layers", "--layer", "0"], "--layer is read by similarity, attention, queries, clusters, histogram,"),
+        (["-k", "locality", "--size", "64"], "--size is read by"),
+        (["--masked-views", "mae/toy", "--beside", "random:vit_32x2x2_patch8_16"], "--beside is read by"),
         (["--beside", "no.pt"], "'no.pt' does not exist"),
     ],
 )
@@ -339,7 +374,7 @@ def test_masked_views_are_what_the_student_is_given(method, row):
         if method == "mmc":
             for number in range(2):  # 2 views of 2 images, view by view
                 torch.testing.assert_close(shown[number][1][0], given[2 * number], atol=1e-5, rtol=1e-5)
-            assert [label for label, _ in shown[2:]] == ["view 3, local, as it is", "view 4, local, as it is"]
+            assert len(shown) == 2  # local views are drawn as views alone
             continue
         for number in range(2 if method == "moca" else 1):
             place = 2 * number
@@ -356,12 +391,31 @@ def visible(picture: torch.Tensor) -> set[int]:
     return {number for number, patch in enumerate(patches) if not (patch == 0.5).all()}
 
 
+@torch.no_grad()
+def tokens_in_extremas_first_block(recipe, views, draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """All patch tokens of the first image, (N, D), and those that the student's first block reads in a step."""
+    torch.manual_seed(0)
+    architecture = named(ARCHITECTURE)
+    network = METHODS["extrema"].make(recipe, architecture, None).eval()
+    given = []
+    network.student.vit.blocks[0].register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (architecture.mean, architecture.std))
+    images_ = [(view.float() / 255 - mean) / std for view in views]
+    network(Views(tuple(images_), tuple(draws)))
+    whole, _ = network.student.embed(images_[0])
+    return whole[0], given[0]
+
+
 def test_masks_of_extrema_and_folds_of_sdae_share_no_patch():
     recipe = replace(METHODS["extrema"].RECIPES["80x5"], arch=ARCHITECTURE)
     views, draws = drawn("extrema", recipe, 0)
     shown = masked_views._INPUTS["extrema"](recipe, named(ARCHITECTURE), [v.float() / 255 for v in views], draws)
     masks = [visible(picture) for _, picture in shown]
-    assert masks[:-1] == [set(mask) for mask in draws[0][0].tolist()]
+    whole, given = tokens_in_extremas_first_block(recipe, views, draws)
+    for mask, tokens in zip(masks[:-1], given[: len(masks) - 1], strict=True):  # of the first image
+        known = {row: int((whole - each).abs().amax(dim=1).argmin()) for row, each in enumerate(tokens)}
+        torch.testing.assert_close(tokens, whole[list(known.values())])
+        assert set(known.values()) == mask
     assert len(set.union(*masks[:-1])) == 5 * 7
     assert len(masks[-1]) == 36  # the teacher sees all
     recipe = replace(METHODS["sdae"].RECIPES["toy"], arch=ARCHITECTURE)
@@ -373,10 +427,17 @@ def test_masks_of_extrema_and_folds_of_sdae_share_no_patch():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_shows_its_views(method, tmp_path):
+def test_every_method_shows_its_views(method, tmp_path, monkeypatch):
     checkpoint = open_checkpoint(write_base(tmp_path / "base.pt"))
+    notes = []
+    original = masked_views.sheet
+    monkeypatch.setattr(
+        masked_views, "sheet", lambda *given, **more: notes.append(more["note"]) or original(*given, **more)
+    )
     picture = masked_views.draw(f"{method}/toy", checkpoint, images(), seed=0)
     assert picture.height > 2 * 240
+    assert ("Gray patches are hidden" in notes[0]) == (method != "mmc")
+    assert ("Noise or another image covers" in notes[0]) == (method == "mmc")
 
 
 def test_another_image_is_needed_where_its_pixels_cover(tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from test_patch_views import scenes, subject, token_image
 from test_zeroshot import Oracle
 
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate import patch_pairs
 from ssl_bench.evaluate.object_masks import IGNORE, open_objects
+from ssl_bench.evaluate.patch_pairs import count_pairs, densities, overlap
 from ssl_bench.protocols import similarity
 from ssl_bench.protocols.patch_views import Read, token_images
-from ssl_bench.protocols.similarity import RECIPES, categories_of, count_pairs, overlap, ratio, run
+from ssl_bench.protocols.similarity import RECIPES, categories_of, ratio, run
 
 TOY = RECIPES["toy"]
 OUT, NONE = -2, -1  # in no pair; the background
@@ -53,7 +56,7 @@ def on_a_lattice(n, seed=0):
 @pytest.mark.parametrize("bins", [2, 7, 200])
 @pytest.mark.parametrize("rows", [1, 5, 1000])
 def test_pairs_are_those_of_the_loop(background, bins, rows, monkeypatch):
-    monkeypatch.setattr(similarity, "_ROWS", rows)
+    monkeypatch.setattr(patch_pairs, "_ROWS", rows)
     rng = np.random.RandomState(1)
     features, category = on_a_lattice(43), rng.choice([OUT, NONE, 0, 1, 2], 43)
     category[category == NONE] = OUT if background == "out" else NONE
@@ -88,6 +91,18 @@ def test_tokens_of_two_objects_of_one_category_are_of_the_same_category():
     expected = [4, 1, 4, NONE, NONE, NONE, OUT, OUT, 4]
     assert categories_of(image, "in").tolist() == categories_of(image, "other").tolist() == expected
     assert categories_of(image, "out").tolist() == [OUT if each == NONE else each for each in expected]
+
+
+def test_a_token_of_two_sheep_is_sheep():
+    image = token_image([[1, 2, 0], [1, 2, 0], [1, 0, 0]] * 1, (8, 9), (4, 4), 1, by_class=True)
+    assert categories_of(image, "out").tolist() == [4]
+    assert categories_of(dataclasses.replace(image, categories=(4, 5)), "in").tolist() == [NONE]
+
+
+def test_densities_have_an_area_of_one():
+    edges, found = densities(np.array([[1, 3, 0, 0], [0, 0, 5, 5]]))
+    assert edges.tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert found.tolist() == [[0.5, 1.5, 0, 0], [0, 0, 1, 1]]
 
 
 def test_the_overlap_is_the_integral_of_the_smaller_density():
@@ -135,6 +150,8 @@ def test_scores_are_those_of_all_pairs_of_all_images(background, tmp_path):
     assert scores.metrics["overlap_area"].value == pytest.approx(np.minimum(*densities).sum())
     assert (scores.main, scores.lower_is_better) == ("overlap_area", True)
     assert (scores.evaluated, scores.skipped) == ({"val": 6}, {"val": 0})
+    with_pairs = 6 if background == "in" else 5  # one image has no objects
+    assert scores.metrics["overlap_area"].n == with_pairs
     counted = {"images": 6, "images_without_objects": 1, "objects": 20, "crowds": 5}
     assert {name: scores.details[name] for name in counted} == counted
 
@@ -148,8 +165,11 @@ def test_an_oracle_has_no_overlap():
         assert (scores.metrics["intra_mean_cosine"].value, scores.metrics["inter_mean_cosine"].value) == (1, 0)
 
 
-def test_the_plot_is_a_picture(tmp_path):
-    files = run(subject(scenes(tmp_path)), recipe()).files
+def test_the_plot_is_a_picture_that_names_model_data_and_tokens(tmp_path, monkeypatch):
+    titles, plotted = [], similarity.plot
+    monkeypatch.setattr(similarity, "plot", lambda *given: titles.append(given[2]) or plotted(*given))
+    files = run(subject(scenes(tmp_path / "things")), recipe()).files
+    assert re.fullmatch(r"fake on things: overlap 0\.\d{3}\npatches of 4 px in 24 px", titles[0])
     assert list(files) == ["similarity.png"]
     with Image.open(io.BytesIO(files["similarity.png"])) as picture:
         assert (picture.format, picture.size) == ("PNG", (720, 480))
@@ -189,8 +209,9 @@ def test_recipes_are_what_their_sources_say():
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(UserError, match="bins=1"):
-        recipe(bins=1)
+    for bins in (1, 10_001):
+        with pytest.raises(UserError, match=f"bins={bins}: expected 2 to 10,000"):
+            recipe(bins=bins)
     one = subject(scenes(tmp_path))
     similarity.check(one, recipe())
     with pytest.raises(UserError, match="image_px=30 does not divide"):

@@ -16,11 +16,12 @@ from conftest import tiny_backbone
 from PIL import Image
 from test_coco import annotation, write
 from test_object_masks import run_lengths
-from test_patch_views import PatchMean, by_counting, scenes, subject
+from test_patch_views import PatchMean, by_counting, scenes, subject, token_image
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.backbone import Output, Pixels, Tokens
-from ssl_bench.evaluate.object_masks import IGNORE, open_objects
+from ssl_bench.evaluate.object_masks import IGNORE, ObjectMasks, open_objects
+from ssl_bench.evaluate.pictures import sheet
 from ssl_bench.protocols import patch_views, zeroshot
 from ssl_bench.protocols.patch_views import Read, token_images
 from ssl_bench.protocols.zeroshot import RECIPES, class_mean, run, sweep
@@ -28,8 +29,13 @@ from ssl_bench.protocols.zeroshot import RECIPES, class_mean, run, sweep
 TOY = RECIPES["toy"]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_drawn(monkeypatch):
+    monkeypatch.setattr(zeroshot, "_OVERLAYS", 0)
+
+
 def recipe(**changes):
-    return dataclasses.replace(TOY, **{"image_px": 24, "interpolation": "bilinear", "overlays": 0} | changes)
+    return dataclasses.replace(TOY, **{"image_px": 24, "interpolation": "bilinear"} | changes)
 
 
 # The sweep ---------------------------------------------------------------------------------------------------------
@@ -80,6 +86,17 @@ def test_no_prompts_no_counts():
 # The whole ---------------------------------------------------------------------------------------------------------
 
 
+def of_class(areas, categories):
+    """The object that covers most of a token within the category that does; or n and n + 1."""
+    n, sums = len(categories), {}
+    for area, kind in zip(areas, [*categories, "none", "ignored"], strict=True):
+        sums[kind] = sums.get(kind, 0) + area
+    best = max(sums, key=sums.get)
+    if best in ("none", "ignored"):
+        return n + (best == "ignored")
+    return max((k for k in range(n) if categories[k] == best), key=lambda k: areas[k])
+
+
 def by_hand(root, settings, seed=0, patch=4):
     """(category, IoU at every threshold, IoU of everything, of the prompt alone) of every prompt; counts."""
     document = json.loads((root / "annotations/instances_val2017.json").read_text())
@@ -106,6 +123,8 @@ def by_hand(root, settings, seed=0, patch=4):
             numbers[mask] = IGNORE if box["iscrowd"] else 1 + objects.index(box)
         areas = by_counting(numbers.astype(np.uint16), len(objects), grid)
         label = [int(np.argmax(areas[:, token])) for token in range(grid * grid)]
+        if settings.target == "class":
+            label = [of_class(areas[:, token], [box["category_id"] for box in objects]) for token in range(grid * grid)]
         for place, box in enumerate(objects):
             own = [token for token in range(grid * grid) if label[token] == place]
             if not own:
@@ -223,7 +242,7 @@ class Oracle(torch.nn.Module):
 @pytest.mark.parametrize(("target", "told"), [("class", "category"), ("instance", "object")])
 def test_an_oracle_scores_100_at_token_resolution_and_a_random_network_clearly_less(target, told):
     data = open_objects("toy-coco").limited(60)
-    settings = dataclasses.replace(TOY, target=target, overlays=0)
+    settings = dataclasses.replace(TOY, target=target)
     scores = run(subject(data, Oracle(data, settings, told)), settings)
     for threshold in settings.thresholds:
         assert scores.metrics[f"miou_t{threshold:g}"].value == scores.metrics[f"iou_t{threshold:g}"].value == 100
@@ -234,10 +253,23 @@ def test_an_oracle_scores_100_at_token_resolution_and_a_random_network_clearly_l
 
 
 def test_an_oracle_at_pixel_resolution_has_the_bound_of_the_grid():
+    """Its segments are the tokens that the class covers most of: no rectangle of the grid fits an outline."""
     data = open_objects("toy-voc").limited(30)
-    settings = dataclasses.replace(TOY, resolution="pixel", overlays=0)
-    score = run(subject(data, Oracle(data, settings, "category")), settings).metrics["miou_opt"].value
-    assert 60 < score < 95
+    settings = dataclasses.replace(TOY, resolution="pixel")
+    one = subject(data, Oracle(data, settings, "category"))
+    iou = {}
+    for index in range(30):
+        seen = data.objects("val", index)
+        areas = by_counting(seen.numbers, len(seen.ids), 30)
+        label = areas.argmax(axis=0)
+        for place, category in enumerate(seen.categories):
+            own = label == place
+            if own.any():
+                shared = areas[place, own].sum()
+                iou.setdefault(category, []).append(shared / (areas[place].sum() + areas[:-1, own].sum() - shared))
+    expected = 100 * np.mean([np.mean(values) for values in iou.values()])
+    assert 60 < expected < 95
+    assert run(one, settings).metrics["miou_opt"].value == pytest.approx(expected, abs=1e-9)
 
 
 # Errors of means ---------------------------------------------------------------------------------------------------
@@ -259,9 +291,6 @@ def test_a_class_with_one_prompt_has_the_others_variance():
     assert found.value == pytest.approx(100 * (0.2 + 0.7 + 0.9) / 3)
     assert found.stderr == pytest.approx(100 * math.sqrt(0.02 / 2 + 0.02 / 2 + 0.02) / 3)
     assert class_mean(values[[0, 2, 4]], category[[0, 2, 4]]).stderr is None
-
-
-# How it is read ----------------------------------------------------------------------------------------------------
 
 
 # How it is read ----------------------------------------------------------------------------------------------------
@@ -293,6 +322,7 @@ def test_broken_images_are_refused_or_counted(tmp_path):
         run(subject(root), recipe())
     scores = run(subject(root, skip_broken=True), recipe())
     assert (scores.evaluated, scores.skipped, scores.details["broken"]) == ({"val": 5}, {"val": 1}, 1)
+    assert (scores.details["objects"], scores.details["crowds"]) == (16, 4)  # not those of the broken one
     for k in range(6):
         (root / "val2017" / f"{k}.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="not one of 6 images"):
@@ -300,12 +330,13 @@ def test_broken_images_are_refused_or_counted(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_errors_of_annotations_come_out_of_workers_as_they_are(workers, tmp_path):
-    broken = annotation(1, 1, 4, [1, 1, 5, 5], segmentation={"counts": [100, 5, 2295], "size": [30, 80]})
-    image = {"id": 1, "file_name": "a.png", "width": 60, "height": 40}
-    write(tmp_path, {"images": [image], "annotations": [broken], "categories": [{"id": 4, "name": "cat"}]})
-    with pytest.raises(UserError, match=r"^[^\n]*outline of annotation 1 cannot be filled"):
-        run(subject(tmp_path, workers=workers, skip_broken=True), recipe())
+def test_errors_of_annotations_come_out_of_workers_as_they_are(workers, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UserError("the outline of annotation 1 cannot be filled")
+
+    monkeypatch.setattr(ObjectMasks, "objects", refuse)
+    with pytest.raises(UserError, match=r"^the outline of annotation 1 cannot be filled$"):
+        run(subject(scenes(tmp_path), workers=workers, skip_broken=True), recipe())
 
 
 def test_tokens_that_are_not_finite_are_refused(tmp_path):
@@ -329,16 +360,80 @@ def test_objects_smaller_than_a_patch_alone_are_no_result(tmp_path):
 # Pictures ----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_of_images_evenly_spaced_and_can_be_opened(tmp_path):
-    files = run(subject(scenes(tmp_path)), recipe(overlays=3)).files
+@pytest.mark.parametrize(("broken", "expected"), [((), [0, 2, 5]), ((0, 1), [2, 3, 5])])
+def test_pictures_are_evenly_spaced_over_the_split_also_where_images_are_broken(
+    broken, expected, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(zeroshot._Shown, "picture", lambda shown, *_: drawn.append(shown.image.place) or b"")
+    root = scenes(tmp_path)
+    for number in broken:
+        (root / "val2017" / f"{number}.png").write_bytes(b"no image")
+    monkeypatch.setattr(zeroshot, "_OVERLAYS", 3)
+    run(subject(root, skip_broken=True), recipe())
+    assert drawn == expected
+
+
+def overlays(count, one, settings, monkeypatch):
+    monkeypatch.setattr(zeroshot, "_OVERLAYS", count)
+    return run(one, settings).files
+
+
+def test_pictures_can_be_opened(tmp_path, monkeypatch):
+    files = overlays(3, subject(scenes(tmp_path)), recipe(), monkeypatch)
     assert [name[:11] for name in files] == ["overlays/00", "overlays/01", "overlays/02"]
     assert all(name.endswith(("-kind-2.png", "-kind-5.png", "-kind-7.png")) for name in files)
     for content in files.values():
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.format == "PNG"
             assert picture.width > 4 * 240
-    assert run(subject(scenes(tmp_path)), recipe(overlays=0)).files == {}
-    assert len(run(subject(scenes(tmp_path)), recipe(overlays=100)).files) == 5  # one image has no objects
+    assert overlays(0, subject(scenes(tmp_path)), recipe(), monkeypatch) == {}
+    assert len(overlays(100, subject(scenes(tmp_path)), recipe(), monkeypatch)) == 5  # one image has no objects
+
+
+@pytest.mark.parametrize("resolution", ["token", "pixel"])
+def test_pictures_show_what_was_scored_and_say_of_what(resolution, tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(
+        sheet, "sheet", lambda title, rows, **more: sheets.append((title, rows, more)) or Image.new("1", (1, 1))
+    )
+    one, settings = subject(scenes(tmp_path)), recipe(resolution=resolution)
+    overlays(1, one, settings, monkeypatch)
+    ((title, (row,), more),) = sheets
+    image = next(token_images(one, settings, Read()))
+    first = next(k for k in range(len(image.ids)) if image.drawn(k, 0) is not None)
+    names = ("kind 2", "kind 5", "kind 7")
+    assert title == f"{names[image.categories[first]]} in 0.png"
+    for part in ("fake on ", "patches of 4 px in 24 px", "best mIoU over all 6 images, not over this one"):
+        assert part in more["note"]
+    same = [k for k in range(len(image.ids)) if image.categories[k] == image.categories[first]]
+    if resolution == "token":
+        target, ignored = np.isin(image.label, same), image.label == len(image.ids) + 1
+    else:
+        shares = image.areas / image.areas.sum(axis=0)
+        target, ignored = shares[same].sum(axis=0) >= 0.5, shares[-1] > 0.5
+    prompt = image.drawn(first, 0)
+    drawn = np.asarray(row.cells[1].picture).astype(int)
+    side = drawn.shape[0] / 6
+    assert target.any()
+    assert ignored.any()
+    for token in set(range(36)) - {prompt}:
+        y, x = (int((place + 0.5) * side) for place in divmod(token, 6))
+        red, green, blue = drawn[y, x]
+        assert (blue > red + 20) == (target[token] and not ignored[token])  # sky
+        assert (red == green == blue) == (not target[token] or ignored[token])
+        assert not ignored[token] or red < 0.4 * 255 + 0.6 * 40 + 1
+
+
+def test_the_target_is_drawn_where_it_covers_half_of_a_patch():
+    numbers = np.zeros((20, 20), np.uint16)
+    numbers[:10, :6], numbers[:10, 10:14], numbers[10:, 4:10] = 1, 1, IGNORE  # 60 %, 40 %, 60 % ignored
+    image = token_image(numbers, (5,), (0,), 2, torch.eye(4), by_class=True)
+    prompts = zeroshot.prompts_of(image, recipe(resolution="pixel"), 0)
+    gallery = zeroshot._Gallery(1, 1)
+    gallery.offer(image, prompts, np.eye(4, dtype=np.float32)[:1], np.zeros((1, 10)))
+    assert gallery.kept[0].target.tolist() == [True, False, False, False]
+    assert gallery.kept[0].ignored.tolist() == [False, False, True, False]
 
 
 # Recipes and refusals ----------------------------------------------------------------------------------------------
@@ -378,8 +473,9 @@ def test_recipes_are_what_their_sources_say():
         ({"thresholds": (0.1, 1.0)}, "cosines from -1 to below 1"),
         ({"thresholds": (0.2, 0.1)}, "larger than the one before"),
         ({"thresholds": (0.1, 0.1)}, "larger than the one before"),
+        ({"thresholds": (0.1234561, 0.1234564)}, "two have one name"),
         ({"image_px": 0}, "image_px=0"),
-        ({"overlays": -1}, "overlays=-1"),
+        ({"image_px": 8193}, "image_px=8193: expected a size in pixels up to 8192"),
     ],
 )
 def test_recipes_that_mean_nothing_are_refused(change, said):

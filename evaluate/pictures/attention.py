@@ -30,7 +30,7 @@ from ssl_bench.evaluate.pictures.sheet import (
     swatches,
     upsampled,
 )
-from ssl_bench.evaluate.pictures.views import ATTENTION, Seen, notes, share_of
+from ssl_bench.evaluate.pictures.views import BOTH_ATTENTIONS, CLASS_ATTENTION, PATCH_ATTENTION, Seen, notes, share_of
 
 _HEADS_A_ROW = 6
 
@@ -77,7 +77,7 @@ def draw(seen: Sequence[Seen]) -> Image.Image:
         rows,
         legends=[legend],
         note=f"Frames have the color that a head has in the picture of all heads; there, black is no attention. "
-        f"{notes(seen, of=ATTENTION)}",
+        f"{notes(seen, of=CLASS_ATTENTION)}",
     )
 
 
@@ -106,7 +106,7 @@ def draw_queries(seen: Sequence[Seen]) -> Image.Image:
             ),
             color_bar("0", "the map's largest", "share of the attention that a patch gets"),
         ],
-        note=notes(seen, of=ATTENTION),
+        note=notes(seen, of=BOTH_ATTENTIONS if any(each.class_block for each in seen) else PATCH_ATTENTION),
     )
 
 

@@ -36,9 +36,10 @@ def clusters(patches: Tensor, *, seed: int) -> npt.NDArray[np.int64]:
 def draw(seen: Sequence[Seen], *, seed: int) -> Image.Image:
     """The image, and its patches colored by group for every network."""
     image = shown(seen[0].image)
-    cells = [Cell(image, "image")]
+    cells, most = [Cell(image, "image")], 1
     for each in seen:
         groups = clusters(each.patches, seed=seed)
+        most = max(most, int(groups.max()) + 1)
         fine = np.asarray(Image.fromarray(groups.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST))
         picture = image
         for number, color in enumerate(_COLORS):
@@ -48,6 +49,6 @@ def draw(seen: Sequence[Seen], *, seed: int) -> Image.Image:
     return sheet(
         f"Patches in {CLUSTERS} groups by k-means",
         [Row(cells)],
-        legends=[swatches(zip(_COLORS, (f"{name} group" for name in _NAMES), strict=True))],
+        legends=[swatches(list(zip(_COLORS, (f"{name} group" for name in _NAMES), strict=True))[:most])],
         note=f"Tokens of length 1, the best of 10 starts, seed {seed}. {notes(seen, of=TOKENS)}",
     )

@@ -1,8 +1,10 @@
 """How similar patches of one object are to each other, and to everything else in the image (MMC, Fig. 1c).
 
-Objects are the values of a mask: 0 is what belongs to none, 255 is left out. A patch belongs to the value that most of
-its pixels have. Pairs of patches with the same value above 0 are intra-object, pairs of which at least one lies on an
-object and whose values differ are inter-object. (Protocol `similarity` measures this over a data set.)
+Objects are the values of a mask: 0 is what belongs to none, 255 is left out. A patch belongs to the value that covers
+most of it. Pairs of patches with the same value above 0 are intra-object, pairs of which at least one lies on an object
+and whose values differ are inter-object. Protocol `similarity` measures the same over a data set, with the same code
+(evaluate/patch_pairs.py), if it is told background=other; by default it leaves the background out, which in an image of
+one object would leave nothing to compare.
 """
 
 from __future__ import annotations
@@ -17,15 +19,20 @@ from PIL import Image
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage
+from ssl_bench.evaluate.patch_areas import patch_areas
+from ssl_bench.evaluate.patch_pairs import BINS, NO_CATEGORY, NO_PAIR, Pairs, count_pairs, densities, overlap
 from ssl_bench.evaluate.pictures.plot import plotted
 from ssl_bench.evaluate.pictures.sheet import PALETTE, Cell, Row, sheet, shown, tinted
 from ssl_bench.evaluate.pictures.views import TOKENS, Seen, notes
+from ssl_bench.evaluate.subject import IntArray
 
 Mask = npt.NDArray[np.uint8]  # (height, width)
-Densities = npt.NDArray[np.float64]
 
 BACKGROUND, VOID = 0, 255
-_BINS = 50  # from -1 to 1
+_NOTE = (
+    f"Overlap: the area under both densities, histograms of {BINS} bins from -1 to 1. Patches of the background differ "
+    "from all objects, and two of them are no pair: as protocol similarity with --set background=other. "
+)
 
 
 def read_mask(path: Path, image: Image.Image) -> Mask:
@@ -33,7 +40,7 @@ def read_mask(path: Path, image: Image.Image) -> Mask:
     try:
         with Image.open(path) as opened:
             mode, mask = opened.mode, np.asarray(opened)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BrokenImage(str(path), str(error)) from error
     if mode not in {"P", "L", "1"}:
         raise UserError(
@@ -53,36 +60,19 @@ def read_mask(path: Path, image: Image.Image) -> Mask:
     return mask.astype(np.uint8)
 
 
-def objects_of_patches(mask: Mask, grid: tuple[int, int], patch_px: int) -> npt.NDArray[np.int64]:
-    """The value that most pixels of each patch have; the lowest of several. (rows, columns)"""
-    rows, columns = grid
-    size = (columns * patch_px, rows * patch_px)
-    fine = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-    patches = fine.reshape(rows, patch_px, columns, patch_px).transpose(0, 2, 1, 3).reshape(rows, columns, -1)
+def objects_of_patches(mask: Mask, grid: tuple[int, int]) -> IntArray:
+    """The value that covers most of each patch; the lowest of several. (rows, columns)"""
     values = np.unique(mask)
-    counts = np.stack([(patches == value).sum(-1) for value in values], axis=-1)
-    found: npt.NDArray[np.int64] = values[counts.argmax(-1)].astype(np.int64)
+    found: IntArray = values[patch_areas(mask, values.tolist(), grid).argmax(axis=0)].astype(np.int64).reshape(grid)
     return found
 
 
-def pairs(seen: Seen, mask: Mask) -> tuple[Densities, Densities]:
-    """The cosines of all intra-object pairs, and of all inter-object pairs, every pair once."""
-    objects = objects_of_patches(mask, seen.grid, seen.architecture.patch_px).ravel()
-    kept = objects != VOID
-    tokens = F.normalize(seen.patches.double(), dim=-1).flatten(0, 1).numpy()[kept]
-    objects = objects[kept]
-    one, other = np.triu_indices(len(objects), k=1)
-    cosine = (tokens @ tokens.T)[one, other]
-    same = objects[one] == objects[other]
-    on_object = (objects[one] != BACKGROUND) | (objects[other] != BACKGROUND)
-    return cosine[same & on_object], cosine[~same]
-
-
-def densities(intra: Densities, inter: Densities) -> tuple[Densities, Densities, Densities, float]:
-    """Edges of bins in [-1, 1], both normalized histograms, and the area that they share."""
-    edges = np.linspace(-1, 1, _BINS + 1)
-    one, other = (np.histogram(np.clip(each, -1, 1), edges, density=True)[0] for each in (intra, inter))
-    return edges, one, other, float(np.minimum(one, other).sum() * (edges[1] - edges[0]))
+def pairs(seen: Seen, mask: Mask) -> Pairs:
+    """The cosines of all intra-object pairs, and of all inter-object pairs, every pair once, as histograms."""
+    objects = objects_of_patches(mask, seen.grid).ravel()
+    category = np.select([objects == VOID, objects == BACKGROUND], [NO_PAIR, NO_CATEGORY], objects)
+    tokens = F.normalize(seen.patches, dim=-1).flatten(0, 1)
+    return count_pairs(tokens, category, background="other", bins=BINS)
 
 
 def draw(seen: Sequence[Seen], mask: Mask) -> Image.Image:
@@ -93,20 +83,23 @@ def draw(seen: Sequence[Seen], mask: Mask) -> Image.Image:
         image = tinted(image, fine == value, PALETTE[number % len(PALETTE)])
     cells = [Cell(image, "objects")]
     for each in seen:
-        intra, inter = pairs(each, mask)
-        if not len(intra) or not len(inter):
+        found = pairs(each, mask)
+        inter, intra = found.counts.sum(axis=1).tolist()
+        if not intra or not inter:
             raise UserError(
-                f"the mask leaves {len(intra):,} intra-object and {len(inter):,} inter-object pairs of patches of "
+                f"the mask leaves {intra:,} intra-object and {inter:,} inter-object pairs of patches of "
                 f"{each.architecture.patch_px} px, and both are needed: look more closely (--size), or take larger "
                 "objects."
             )
-        edges, one, other, shared = densities(intra, inter)
-        filled = slice(max(0, int(np.flatnonzero(one + other)[0]) - 1), None)  # most networks have no negative ones
+        edges, (between, within) = densities(found.counts)
+        filled = slice(
+            max(0, int(np.flatnonzero(between + within)[0]) - 1), None
+        )  # most networks have no negative ones
         middle = ((edges[1:] + edges[:-1]) / 2)[filled]
         lines = {
-            f"intra-object, mean {intra.mean():.3f}": (middle, one[filled]),
-            f"inter-object, mean {inter.mean():.3f}": (middle, other[filled]),
+            f"intra-object, mean {found.sums[1] / intra:.3f}": (middle, within[filled]),
+            f"inter-object, mean {found.sums[0] / inter:.3f}": (middle, between[filled]),
         }
         picture = plotted(lines, x="cosine similarity of two patches", y="density", filled=True)
-        cells.append(Cell(picture, f"{each.name}: overlap {shared:.3f}, {len(intra):,} + {len(inter):,} pairs"))
-    return sheet("Similarity within objects and between them", [Row(cells)], note=notes(seen, of=TOKENS))
+        cells.append(Cell(picture, f"{each.name}: overlap {overlap(found.counts):.3f}, {intra:,} + {inter:,} pairs"))
+    return sheet("Similarity within objects and between them", [Row(cells)], note=_NOTE + notes(seen, of=TOKENS))

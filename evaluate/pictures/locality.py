@@ -1,7 +1,8 @@
 """Which box of an image looks to a network like a given crop (ExtreMA, Figs. 3 and 6).
 
 Boxes of several scales are laid on the image. They and the query are cut out, resized to the network's input, and
-compared by the cosine of their vectors: class tokens, or the mean of the patches for networks without one. The boxes
+compared by the cosine of their vectors: class tokens, or the mean of the patches for networks without one, or for
+`pixels:` the pixels themselves. The boxes
 come from outside (protocols/locality.py draws them, and measures retrieval over a data set).
 """
 
@@ -53,7 +54,10 @@ def retrieve(
     tokens = backbone(normalized(batch, architecture).to(device)).tokens[0]
     by_class = tokens.cls is not None
     vectors = F.normalize((tokens.cls if by_class else tokens.patch_mean).double(), dim=-1).cpu()
-    return Retrieval(name, "class token" if by_class else "mean of patches", (vectors[1:] @ vectors[0]).numpy())
+    what = "class token" if by_class else "mean of patches"
+    if checkpoint.format == "pixels":
+        what = f"all pixels of the crop at {side} x {side}"
+    return Retrieval(name, what, (vectors[1:] @ vectors[0]).numpy())
 
 
 def draw(image: Image.Image, query: Image.Image, boxes: Sequence[Box], found: Sequence[Retrieval]) -> Image.Image:

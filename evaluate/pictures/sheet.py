@@ -225,5 +225,5 @@ def is_ours(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get("Software") == _SOFTWARE
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

@@ -62,6 +62,8 @@ def _cells(seen: Seen, point: Point, thresholds: Sequence[float]) -> list[Cell]:
     ]
     return [
         Cell(marked(image, place), "image"),
-        Cell(marked(heat(values, seen.image, low=0, high=1), place), f"cosine, {values.min():.2f} to 1"),
+        Cell(
+            marked(heat(values, seen.image, low=0, high=1), place), f"cosine, {values.min():.2f} to {values.max():.2f}"
+        ),
         *masks,
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,12 @@ from ssl_bench.evaluate.hardware import choose_attention
 
 Point = tuple[int, int]  # x, y in pixels of the original image
 
-TOKENS, ATTENTION = "Tokens of {block}{norm}.", "Attention in {block}."  # for `notes`
+# For `notes`.
+TOKENS, CLASS_ATTENTION = "Tokens of {block}{norm}.", "Attention in {class_block}."
+PATCH_ATTENTION, BOTH_ATTENTIONS = "Attention in {block}.", "Attention in {block}, of the class token in {class_block}."
 _MMC_PX = 480  # MMC looks at 480 px with networks for 224
+# Pairs of patches grow with the square: these are 1 GiB of attention in 16 heads, and seconds for the rest.
+_MOST_WITH_ATTENTION, _MOST_PATCHES = 64**2, 128**2
 _TOY_PX = 160  # networks for less than this see twice their own size, which is about the same enlargement
 
 
@@ -48,6 +53,7 @@ class Seen:
     blocks: tuple[Tokens, ...] = ()  # of every block, without norm; of one image each
     class_attention: Tensor | None = None  # (heads, H, W) of the class token to the patches
     point_attention: Tensor | None = None  # (points, heads, H, W)
+    class_block: str = ""  # in words, where the class token attends in another block than the patches
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,9 +78,10 @@ class Seen:
 def notes(seen: Sequence[Seen], *, of: str) -> str:
     """What was looked at, for the foot of a sheet; once where it is the same for all networks.
 
-    `of` has places for a block and for its norm: "Tokens of {block}{norm}."
+    `of` has places for a block, for its norm and for the block of the class token: "Tokens of {block}{norm}."
     """
-    said = [f"{of.format(block=each.block, norm=each.norm)} {each.size}" for each in seen]
+    words = [{"block": each.block, "norm": each.norm, "class_block": each.class_block or each.block} for each in seen]
+    said = [f"{of.format(**each)} {one.size}" for each, one in zip(words, seen, strict=True)]
     if len(set(said)) == 1:
         return said[0]
     return " ".join(f"{each.name}: {text}" for each, text in zip(seen, said, strict=True))
@@ -90,15 +97,25 @@ def share_of(point: Point, size: tuple[int, int]) -> tuple[float, float]:
     return (point[0] + 0.5) / size[0], (point[1] + 0.5) / size[1]
 
 
-def fitted(size: tuple[int, int], architecture: Architecture, size_px: int | None = None) -> tuple[int, int]:
+def fitted(
+    size: tuple[int, int], architecture: Architecture, size_px: int | None = None, *, attention: bool = False
+) -> tuple[int, int]:
     """Width and height for the network: the longer side about `size_px`, both whole patches, at least one."""
     own, patch = architecture.image_px, architecture.patch_px
     longest = size_px or (2 * own if 0 < own < _TOY_PX else _MMC_PX)
     if longest < patch:
         raise UserError(f"--size {longest}: expected at least one patch of {patch} px ({architecture.name}).")
     scale = longest / max(size)
-    width, height = (max(1, round(scale * side / patch)) * patch for side in size)
-    return width, height
+    columns, rows = (max(1, round(scale * side / patch)) for side in size)
+    most = _MOST_WITH_ATTENTION if attention else _MOST_PATCHES
+    if columns * rows > most:
+        largest = max(patch, math.floor(longest * math.sqrt(most / (columns * rows)) / patch) * patch)
+        raise UserError(
+            f"--size {longest}: {architecture.name} would see {columns:,} x {rows:,} patches of {patch} px; "
+            f"{most:,} at most can be drawn{' with attention' if attention else ''}. Try --size {largest}"
+            f"{', or other kinds (--kind)' if attention else ''}."
+        )
+    return columns * patch, rows * patch
 
 
 def to_network(image: Image.Image, size: tuple[int, int], architecture: Architecture) -> Tensor:
@@ -159,7 +176,8 @@ def look(checkpoint: Checkpoint, image: Image.Image, request: Look, *, name: str
     if not -depth <= request.layer < depth:
         raise UserError(f"--layer {request.layer}: {name} has {depth} blocks, 0 to {depth - 1} (or -1 from the end).")
     layer = request.layer % depth
-    images = to_network(image, fitted(image.size, architecture, request.size_px), architecture).to(device)
+    size = fitted(image.size, architecture, request.size_px, attention=request.attention)
+    images = to_network(image, size, architecture).to(device)
     patches = images[0, 0].numel() // architecture.patch_px**2
     choose_attention(backbone.modules(), device=device, tokens=patches)
     layers = list(range(depth)) if request.blocks else [layer]
@@ -193,12 +211,19 @@ def look(checkpoint: Checkpoint, image: Image.Image, request: Look, *, name: str
         blocks=tuple(_on_cpu(tokens) for tokens in output.tokens) if request.blocks else (),
         class_attention=class_attention,
         point_attention=point_attention,
+        class_block=_class_block(architecture),
     )
 
 
 def _attention_of(architecture: Architecture, layer: int) -> list[int]:
     """The block whose attention is drawn, and the last of those in which a class token reads the finished patches."""
     return [layer, -1] if architecture.class_attention_blocks else [layer]
+
+
+def _class_block(architecture: Architecture) -> str:
+    """In words, of networks whose class token is not among the patches."""
+    count = architecture.class_attention_blocks
+    return f"class-attention block {count} of {count}, after the last block" if count else ""
 
 
 def _to_patches(maps: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -46,7 +46,7 @@ class UpDown(BaseModule):
                 nn.Sequential(_doubled(dim, dim), _NORMS[norm](dim), nn.GELU(), _doubled(dim, dim)),
                 _doubled(dim, dim),
                 nn.Identity(),
-                nn.MaxPool2d(2),
+                nn.MaxPool2d(2, ceil_mode=True),  # a map may be one patch high
             ]
         )
 

@@ -121,7 +121,7 @@ def train(
     `lr_factor(step)` multiplies the learning rate with which each of the optimizer's groups was made.
     """
     steps_per_epoch(len(data.train), course.batch)  # refuses a batch that cannot be filled
-    plan = _plan(course, effort)
+    plan = plan_of(course, effort)
     state, history = _state(course, plan), History()
     with _runner(network, effort) as runner:
         wrapper = _wrapper(optimizer, course, effort)
@@ -156,7 +156,7 @@ def train(
 
 def forget(course: Course, effort: Effort) -> None:
     """Remove what is kept of a training, also of a finished one: a search goes on after those that it has done."""
-    _state(course, _plan(course, effort)).remove()
+    _state(course, plan_of(course, effort)).remove()
 
 
 def _state(course: Course, plan: Plan) -> StateFile:
@@ -188,7 +188,7 @@ def config_json(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, default=plain) + "\n").encode()
 
 
-def _plan(course: Course, effort: Effort) -> Plan:
+def plan_of(course: Course, effort: Effort) -> Plan:
     """`--batch-size` bounds how many images are computed at a time; gradients are summed over the parts."""
     world = distributed.world_size()
     if course.batch % world:
@@ -218,7 +218,7 @@ def _wrapper(optimizer: torch.optim.Optimizer, course: Course, effort: Effort) -
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     clip = None if course.clip_norm is None else {"max_norm": course.clip_norm}
-    options = {"optimizer": optimizer, "clip_grad": clip, "accumulative_counts": _plan(course, effort).accumulate}
+    options = {"optimizer": optimizer, "clip_grad": clip, "accumulative_counts": plan_of(course, effort).accumulate}
     if effort.dtype != "fp16":
         return OptimWrapper(**options)
     if not effort.device.startswith("cuda"):

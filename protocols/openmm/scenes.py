@@ -21,6 +21,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 from torchvision.transforms.functional import hflip, resize, resized_crop
 
 from ssl_bench.evaluate.masks import IGNORE, Masks
+from ssl_bench.protocols.openmm.quiet import quiet
 
 if TYPE_CHECKING:
     from ssl_bench.protocols.semseg import Recipe
@@ -38,7 +39,8 @@ class Scenes:
         """`steps` are configs: a class under "type", and its arguments."""
         self.masks, self.split = masks, split
         self.metainfo: Mapping[str, Any] = {"classes": masks.classes}
-        self.steps = [_made(step) for step in steps]
+        with quiet():  # mmcv's RandomResize looks its parts up in a registry, which makes a logger that prints
+            self.steps = [_made(step) for step in steps]
 
     def __len__(self) -> int:
         """How many images."""
@@ -63,8 +65,7 @@ def training(recipe: Recipe, scale_px: tuple[int, int]) -> list[Config]:
                 "type": RandomResize,
                 "scale": scale_px,
                 "ratio_range": (0.5, 2.0),
-                "resize_type": Resize,
-                "keep_ratio": True,
+                "resize_type": Scaled,
             },
             {"type": RandomCrop, "crop_size": (recipe.crop_px,) * 2, "cat_max_ratio": 0.75, "ignore_index": IGNORE},
             {"type": RandomFlip, "prob": 0.5},
@@ -73,15 +74,15 @@ def training(recipe: Recipe, scale_px: tuple[int, int]) -> list[Config]:
     else:
         colors = recipe.augmentation == "resized-crop+colors"
         steps = [{"type": ResizedCrop, "side": recipe.crop_px, "colors": colors}]
-    return [{"type": WithMask}, *steps, {"type": PackSegInputs, "meta_keys": _META}]
+    return [{"type": WithMask}, *steps, {"type": Packed, "meta_keys": _META}]
 
 
 def scoring(recipe: Recipe, scale_px: tuple[int, int]) -> list[Config]:
     """What happens to an image of val."""
-    scaled: Config = {"type": Resize, "scale": scale_px, "keep_ratio": True}
+    scaled: Config = {"type": Scaled, "scale": scale_px}
     if recipe.resize_px is not None:
         scaled = {"type": ShortSide, "side": recipe.resize_px}
-    return [scaled, {"type": WithMask}, {"type": PackSegInputs, "meta_keys": _META}]
+    return [scaled, {"type": WithMask}, {"type": Packed, "meta_keys": _META}]
 
 
 def _made(step: Config) -> Any:
@@ -95,6 +96,26 @@ class WithMask:
         """mmseg's names for it."""
         mask = results.pop("mask")
         return {**results, "gt_seg_map": mask, "seg_fields": ["gt_seg_map"]}
+
+
+class Scaled(Resize):
+    """As large as fits into the scale, at the ratio of the image; thin images keep a pixel, where mmseg's fails."""
+
+    def _resize_img(self, results: Results) -> None:
+        sides = results["img"].shape[1::-1]
+        factor = min(side / own for side, own in zip(sorted(results["scale"]), sorted(sides), strict=True))
+        results["scale"] = tuple(max(1, int(side * factor + 0.5)) for side in sides)
+        super()._resize_img(results)
+
+
+class Packed(PackSegInputs):
+    """mmseg's, of copies: a mirrored column of one pixel counts as contiguous, and torch refuses its stride."""
+
+    def transform(self, results: Results) -> Results:
+        """To tensors."""
+        copies = {name: results[name].copy() for name in ("img", "gt_seg_map")}
+        packed: Results = super().transform({**results, **copies})
+        return packed
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and the end of the prediction, which mmseg computes for all classes at full size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ Config = dict[str, Any]
 
 _SYNC_BN = {"type": "SyncBN", "requires_grad": True}
 _AUXILIARY_CHANNELS = 256
+_HAIR = 1e-9  # against rounding
 _AT_ONCE = 2**26  # numbers of an enlarged map that are held at a time
 
 
@@ -144,7 +146,7 @@ _HEADS = {
     # std of the first weights: mmseg's; ImageNet-S, as MAE, has next to nothing. (Segmenter's .02 is not followed.)
     "linear": lambda *given: _linear("none", 0.01, *given),
     "batchnorm+linear": lambda *given: _linear("batch", 0.01, *given),
-    "fc_norm+linear": lambda *given: _linear("layer", 2e-5, *given),
+    **dict.fromkeys(("layernorm+linear", "fc_norm+linear"), lambda *given: _linear("layer", 2e-5, *given)),
     "upernet": _upernet,
     "mask": _mask_transformer,
 }
@@ -153,35 +155,51 @@ _HEADS = {
 class Segmentor(EncoderDecoder):
     """mmseg's, with predictions that fit into memory."""
 
+    def whole_inference(self, inputs: Tensor, batch_img_metas: Sequence[Any]) -> Tensor:
+        """The map's logits as they are, which are enlarged once, at the end (mmseg: to the image first)."""
+        logits: Tensor = self.decode_head(self.extract_feat(inputs))
+        return logits
+
     def postprocess_result(self, seg_logits: Tensor, data_samples: Sequence[Any]) -> Sequence[Any]:
         """The class of every pixel of the image as it is stored; what was padded goes."""
         height, width = seg_logits.shape[-2:]
         for logits, sample in zip(seg_logits, data_samples, strict=True):
-            left, right, top, bottom = sample.metainfo["img_padding_size"]
-            inner = logits[:, top : height - bottom, left : width - right]
-            labels = enlarged_argmax(inner, sample.metainfo["ori_shape"])
+            _, right, _, bottom = sample.metainfo["img_padding_size"]  # nothing left and above
+            padded_height, padded_width = sample.metainfo["pad_shape"]
+            cells = height * (1 - bottom / padded_height), width * (1 - right / padded_width)
+            labels = enlarged_argmax(logits, sample.metainfo["ori_shape"], cells)
             sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
         return data_samples
 
 
-def enlarged_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """argmax over classes of (classes, h, w) after bilinear interpolation to `size`, a few classes at a time."""
+def enlarged_argmax(logits: Tensor, size: tuple[int, int], cells: tuple[float, float]) -> Tensor:
+    """argmax over classes of (classes, h, w) after bilinear interpolation, a few classes at a time.
+
+    The upper left `cells` of the map (height, width; at its border a cell may be covered in part) become `size`.
+    """
     step = max(1, _AT_ONCE // (size[0] * size[1]))
     best, label = torch.full(size, -torch.inf, device=logits.device), torch.zeros(size, dtype=torch.int64)
     label = label.to(logits.device)
+    scale = [side * (1 + _HAIR) / count for side, count in zip(size, cells, strict=True)]
+    inner = logits[None, :, : math.ceil(cells[0] - _HAIR), : math.ceil(cells[1] - _HAIR)]
     for first in range(0, len(logits), step):
-        part = logits[None, first : first + step].float()
-        values, classes = F.interpolate(part, size, mode="bilinear", align_corners=False)[0].max(dim=0)
+        part = inner[:, first : first + step].float()
+        # torch computes the size from the scale too, and rounds down; it may be larger by a cell in part.
+        larger = F.interpolate(part, scale_factor=scale, mode="bilinear", align_corners=False)[0]
+        values, classes = larger[:, : size[0], : size[1]].max(dim=0)
         better = values > best
         best, label = torch.where(better, values, best), torch.where(better, classes + first, label)
     return label
 
 
 class PixelCrossEntropy(nn.Module):
-    """Cross entropy, averaged over the labeled pixels of the batch, those of all processes taken together.
+    """Cross entropy, averaged over the labeled pixels of what is computed at a time, in all processes together.
 
     mmseg's with avg_non_ignore=True averages in each process; where one has more labeled pixels than another, their
-    mean is not that of the batch, and the number of processes would change a training.
+    mean is not that of the batch, and the number of processes would change a training. The parts into which
+    --batch-size cuts a batch do change it: each has its own mean, and they weigh alike.
+
+    Where one process's loss is not finite, no one's is: all stop at the same step.
     """
 
     loss_name = "loss_ce"
@@ -193,9 +211,11 @@ class PixelCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, weight: None = None, ignore_index: int = IGNORE) -> Tensor:
         """(B, classes, H, W), (B, H, W) -> its share of the loss, for gradients that are averaged over processes."""
         assert weight is None
-        labeled = distributed.mean_of_all((labels != ignore_index).sum().float())
         total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
-        return self.loss_weight * total / labeled.clamp(min=1e-6)
+        shared = torch.stack([(labels != ignore_index).sum().float(), total.detach()])
+        labeled, mean = distributed.mean_of_all(shared)
+        loss: Tensor = self.loss_weight * total / labeled.clamp(min=1e-6) + 0 * mean
+        return loss
 
 
 class LinearHead(BaseDecodeHead):
