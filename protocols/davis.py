@@ -43,7 +43,6 @@ from torch import Tensor
 
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.architecture import IMAGENET_MEAN, IMAGENET_STD
-from ssl_bench.evaluate.backbone import Backbone
 from ssl_bench.evaluate.features import DTYPES
 from ssl_bench.evaluate.hardware import choose_attention
 from ssl_bench.evaluate.loading import load
@@ -219,7 +218,7 @@ def _positions_resized(subject: Subject, recipe: Recipe) -> Iterator[None]:
     """The network as the script builds it: whatever the weights, their positions are resized by DINO's rule."""
     backbone = subject.backbone
     own = backbone.architecture
-    if recipe.position_resize == "dino" and isinstance(backbone, Backbone):
+    if recipe.position_resize == "dino" and subject.checkpoint.format != "pixels":
         backbone.architecture = dataclasses.replace(own, position_resize="dino")
     try:
         yield

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,6 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench.errors import UserError
-from ssl_bench.evaluate.backbone import Backbone, Pixels
 from ssl_bench.evaluate.decoding import BrokenImage
 from ssl_bench.evaluate.features import DTYPES
 from ssl_bench.evaluate.hardware import choose_attention
@@ -40,6 +39,9 @@ from ssl_bench.evaluate.readings import Interpolation, Reading, View, why_not
 from ssl_bench.evaluate.subject import IntArray, Subject
 from ssl_bench.evaluate.training.loader import automatic_workers
 from ssl_bench.progress import bar
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.backbone import Backbone, Pixels
 
 SPLIT = "val"
 _LARGEST_PX = 8192

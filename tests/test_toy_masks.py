@@ -180,4 +180,4 @@ def test_counts_that_are_too_small(name, counts, message, tmp_path):
 
 
 def test_every_layout_has_a_writer():
-    assert set(LAYOUTS) == {"folders", "coco", "roxford", *(name.removeprefix("toy-") for name in WRITERS)}
+    assert set(LAYOUTS) == {"folders", "coco", "davis", "roxford", *(name.removeprefix("toy-") for name in WRITERS)}
