@@ -33,12 +33,15 @@ def main() -> None:
         app()
     except UserError as error:
         sys.stderr.write(f"ssl-bench: {error}\n")
-        sys.exit(2)
     except SystemExit as stopped:
         if stopped.code != _INTERRUPTED:  # Ctrl-C, as typer has it
             raise
         sys.stderr.write("ssl-bench: interrupted; nothing half-written stays. Give the same command again to go on.\n")
-        sys.exit(2)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads of a process group that is left in the middle of its work abort an interpreter that ends in order.
+        sys.stderr.flush()
+        os._exit(2)
+    sys.exit(2)
 
 
 def _version(show: bool) -> None:

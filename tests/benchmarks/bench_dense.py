@@ -22,9 +22,9 @@ from ssl_bench.protocols.semseg import RECIPES
 
 packages.require()
 
+from mmengine.dataset import InfiniteSampler, pseudo_collate  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from ssl_bench.protocols.openmm.loading import val_batches  # noqa: E402
 from ssl_bench.protocols.openmm.network import parameter_groups  # noqa: E402
 from ssl_bench.protocols.openmm.quiet import quiet  # noqa: E402
 from ssl_bench.protocols.openmm.runner import Data, train, validate  # noqa: E402
@@ -43,7 +43,7 @@ class Bench:
         self.recipe, self.effort = recipe, subject.effort
         self.segmentation = Segmentation(subject, recipe, None, "bench")
         whole = self.segmentation.data()
-        one = dataclasses.replace(self.segmentation.masks.subset("val", [0]))
+        one = self.segmentation.masks.subset("val", [0])
         self.whole = whole
         self.data = Data(whole.train, type(whole.val)(one, "val", _steps(self.segmentation)), whole.metric)
 
@@ -55,8 +55,6 @@ class Bench:
 
     def loader(self) -> torch.utils.data.DataLoader[Any]:
         """As a config for the bare Runner asks for it: mmengine's sampler and collate."""
-        from mmengine.dataset import InfiniteSampler, pseudo_collate
-
         sampler = InfiniteSampler(self.data.train, seed=0)  # type: ignore[arg-type]
         return torch.utils.data.DataLoader(
             self.data.train,  # type: ignore[arg-type]
@@ -103,16 +101,15 @@ class Bench:
     def score(self, ahead: bool) -> None:
         """All val images; else each is read when the network waits for it."""
         network, _ = self.parts()
-        data = self.whole if ahead else dataclasses.replace(self.whole)
+        data = self.whole
         if ahead:
             validate(network, data, self.effort)
             return
         network.eval()
-        loader = val_batches(data.val, self.effort)
         results = []
         with torch.no_grad():
             for index in range(len(data.val)):
-                batch = loader.collate_fn([data.val[index]])
+                batch = pseudo_collate([data.val[index]])
                 results += [data.metric.read(sample.to_dict()) for sample in network.val_step(batch)]
         data.metric.scores(results)
 
