@@ -804,10 +804,14 @@ def test_networks_that_do_not_fit_are_refused(
 def test_lists_are_part_of_the_identity(checkpoint: Checkpoint, masks: Masks, tmp_path: Path) -> None:
     subject, recipe = _subject(checkpoint, masks), _short("segmenter-toy", splits=1)
     assert semseg.data_used(subject, recipe) == {}
+    apart = replace(subject, effort=replace(subject.effort, batch_size=1))  # its numbers are other ones
+    parts = {"batch_parts": str(recipe.batch)}
+    assert semseg.data_used(apart, recipe) == parts
     found = []
     for names in ("abcde", "abcdf"):
         (tmp_path / "5_1.txt").write_text("\n".join(names))
         found.append(semseg.data_used(subject, replace(recipe, lists=str(tmp_path))))
+        assert semseg.data_used(apart, replace(recipe, lists=str(tmp_path))) == parts | found[-1]
     assert found[0] != found[1]
     assert re.fullmatch(r"listed [0-9a-f]{8}", found[0]["train_images"])
 
