@@ -27,7 +27,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage, is_image_name
 from ssl_bench.evaluate.splits import ImageFiles, Names, Split, name_of, shown
 from ssl_bench.evaluate.toy_masks import voc_palette
-from ssl_bench.files import atomic_folder, cache_folder, data_folder
+from ssl_bench.files import atomic_folder, cache_folder, data_folder, expanded
 from ssl_bench.progress import follow
 
 Mask = npt.NDArray[np.uint8]  # (H, W)
@@ -187,7 +187,7 @@ def open_videos(spec: str) -> Videos:
             return _open_toy()
         if spec in VIDEOS:
             return _open_name(spec)
-        root = Path(spec).expanduser()
+        root = expanded(spec)
         if not looks_like_videos(root):
             found = f"{root} has no such folders" if root.is_dir() else f"there is no folder {root}"
             inside = next((child for child in sorted(root.glob("*")) if looks_like_videos(child)), None)

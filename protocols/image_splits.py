@@ -24,6 +24,7 @@ import numpy as np
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.splits import Split, shown
 from ssl_bench.evaluate.subject import IntArray
+from ssl_bench.files import expanded
 
 _SEEDS = (12345, 23456, 34567, 45678, 56789)
 MOST_SPLITS = len(_SEEDS)
@@ -49,7 +50,7 @@ def subsets(train: Split, images: int, *, splits: int, lists: str | None) -> tup
         )
     if lists is None:
         return tuple(_drawn(train, images, _SEEDS[number]) for number in range(splits))
-    folder = Path(lists).expanduser()
+    folder = expanded(lists)
     paths = [_list(folder, images, number) for number in range(splits)]
     return tuple(_listed(train, images, path, folder) for path in paths)
 

@@ -23,7 +23,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.evaluate.splits import Split, shown
 from ssl_bench.evaluate.subject import IntArray
 from ssl_bench.evaluate.subsets import listed_images
-from ssl_bench.files import data_folder
+from ssl_bench.files import data_folder, expanded
 
 Amount = Literal["1shot", "2shot", "5shot", "1percent", "10percent"]
 DRAW = "draw"  # in the place of a folder of lists
@@ -66,7 +66,7 @@ def _places(lists: str | None, root: Path | None) -> list[Path]:
         return [root, data_folder()] if root else []
     if lists == DRAW:
         return []
-    folder = Path(lists).expanduser()
+    folder = expanded(lists)
     if not folder.is_dir():
         raise UserError(
             f"lists={lists}: there is no such folder. Expected one with {_names('1shot', 1)[0]} and so on, "

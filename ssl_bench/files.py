@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 def _named_folder(variable: str, default: str) -> Path:
     # A variable that is set to nothing means the default: Path("") would be the current folder.
-    return Path(os.environ.get(variable) or default).expanduser()
+    return expanded(os.environ.get(variable) or default)
 
 
 def expanded(path: str | Path) -> Path:

@@ -301,6 +301,12 @@ def check_read(options: Options, kinds: Sequence[str]) -> None:
                 f"{flag} is read by {', '.join(readers)}, and what would be drawn is {', '.join(kinds)}: leave it out, "
                 f"or add --kind {readers[0]}."
             )
+    if (
+        options.query is not None
+        and options.points
+        and not any("points" in KINDS[kind].reads.split() for kind in kinds if kind != "locality")
+    ):
+        raise UserError("--point says where the query is cut out of the image itself; with --query FILE use --box.")
 
 
 def whole_numbers(text: str, count: int, option: str, expected: str) -> list[int]:

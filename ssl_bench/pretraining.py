@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import UserError
+from ssl_bench.files import expanded
 from ssl_bench.progress import say
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def prepare(
     if options.base is not None and not getattr(module, "NEEDS_BASE", False):
         raise UserError(f"--base {options.base}: {method} starts from scratch; only tec learns from a checkpoint.")
     settings = Settings(
-        out=Path(out).expanduser(),
+        out=expanded(out),
         device=device,
         dtype=_dtype(options.dtype, device),  # type: ignore[arg-type]  # checked by the loop
         **{name: getattr(options, name) for name in _SAME},

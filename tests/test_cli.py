@@ -43,6 +43,9 @@ def test_a_variable_set_to_nothing_means_the_default(variable, folder, default, 
     assert folder() == default
     monkeypatch.setenv(variable, "~/elsewhere")
     assert folder() == Path("~/elsewhere").expanduser()
+    monkeypatch.setenv(variable, "~no such user/x")
+    with pytest.raises(UserError, match="~no such user/x: there is no user of that name"):
+        folder()
     monkeypatch.delenv(variable)
     assert folder() == default
 

@@ -16,6 +16,7 @@ from ssl_bench.evaluate.datasets import check_dataset, open_dataset, open_images
 from ssl_bench.evaluate.landmarks import open_landmarks
 from ssl_bench.evaluate.masks import MASKS, open_masks
 from ssl_bench.evaluate.object_masks import IGNORE, OBJECTS, open_objects
+from ssl_bench.evaluate.videos import open_videos
 
 TRIANGLE = [[5.0, 4.0, 45.5, 10.25, 20.0, 35.0]]
 
@@ -177,7 +178,8 @@ def test_names_are_those_of_both_kinds():
 
 
 @pytest.mark.parametrize(
-    "opened", [open_objects, open_masks, open_coco, open_landmarks, open_dataset, open_images, check_dataset]
+    "opened",
+    [open_objects, open_masks, open_coco, open_landmarks, open_videos, open_dataset, open_images, check_dataset],
 )
 def test_nobodys_home_is_explained(opened):
     with pytest.raises(UserError, match="~no such user/data: there is no user of that name"):

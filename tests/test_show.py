@@ -239,6 +239,7 @@ def kinds_of(tmp_path: Path) -> set[str]:
         (["-k", "clusters", "--steps", "5"], "--steps is read by inversion"),
         (["-k", "similarity", "--mask-ratio", "0.5"], "--mask-ratio is read by inversion"),
         (["--query", "no.png"], "--query is read by locality"),
+        (["-k", "locality", "--query", "no.png", "--point", "1,1"], "with --query FILE use --box"),
         (["-k", "layers", "--layer", "0"], "--layer is read by similarity, attention, queries, clusters, histogram,"),
         (["-k", "locality", "--size", "64"], "--size is read by"),
         (["--masked-views", "mae/toy", "--beside", "random:vit_32x2x2_patch8_16"], "--beside is read by"),
