@@ -20,10 +20,10 @@ Nothing here imports torch, pandas or (before samples are written) pyarrow: find
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,15 +31,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_bench.errors import UserError
-from ssl_bench.files import atomic_file, atomic_folder, results_folder
-from ssl_bench.leaderboards.strict_json import canonical, loads, parse, plain
+from ssl_bench.files import atomic_file, results_folder
+from ssl_bench.leaderboards.attachments import replace_folder, write_samples
+from ssl_bench.leaderboards.strict_json import Strict, canonical, content_of, loads, parse, plain, read_quickly
 
-SCHEMA_VERSION = 1
-SAMPLE_COLUMNS = ("sample_id", "label", "prediction", "correct")
+SCHEMA_VERSION = 1  # there is no older one yet; `_read_carefully` would be the place to bring one up to date
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(Strict, frozen=True):
     """One metric, in percent unless its name says otherwise.
 
     Its uncertainty is the standard error over `n` samples, the standard deviation over `n` splits or repetitions
@@ -57,19 +56,21 @@ class Score:
         """Refuse an uncertainty that cannot be read in one way only."""
         if self.n < 1:
             raise UserError(f"n: expected at least 1, found {self.n}.")
-        spreads = {"stderr": self.stderr, "std": self.std, "interval95": self.interval95}
-        given = {name: spread for name, spread in spreads.items() if spread is not None}
-        if len(given) > 1:
+        spreads = (self.stderr, self.std, self.interval95)
+        if spreads.count(None) < 2:
+            given = [name for name in _SPREADS if getattr(self, name) is not None]
             raise UserError(f"{', '.join(given)}: expected one of them, found {len(given)}.")
         if (self.std is None) != (self.ddof is None):
             raise UserError(f"ddof: expected with std and only with it, found std={self.std}, ddof={self.ddof}.")
-        for name, spread in given.items():
-            if spread < 0:
-                raise UserError(f"{name}: expected at least 0, found {spread}.")
+        spread = next(filter(None, spreads), 0.0)
+        if spread < 0:
+            raise UserError(f"{_SPREADS[spreads.index(spread)]}: expected at least 0, found {spread}.")
 
 
-@dataclass(frozen=True)
-class SampleCounts:
+_SPREADS = ("stderr", "std", "interval95")
+
+
+class SampleCounts(Strict, frozen=True):
     """Samples a split: as the dataset has them, and as the protocol used them."""
 
     original: dict[str, int]
@@ -84,8 +85,7 @@ class SampleCounts:
                 )
 
 
-@dataclass(frozen=True)
-class OpenedCheckpoint:
+class OpenedCheckpoint(Strict, frozen=True):
     """How the checkpoint was opened; `matched_percent` is None where nothing had to match (`random:`, `pixels:`)."""
 
     spec: str
@@ -94,8 +94,7 @@ class OpenedCheckpoint:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class FeaturesUsed:
+class FeaturesUsed(Strict, frozen=True):
     """One set of features that went into the scores, under its key in the cache."""
 
     key: str
@@ -124,6 +123,9 @@ class Deviations:
         }
 
 
+_NO_DEVIATIONS = Deviations()
+
+
 @dataclass(frozen=True)
 class Run:
     """All that makes two runs the same run. Known before anything is computed."""
@@ -142,8 +144,7 @@ class Run:
         return canonical({**plain(self), "deviations": self.deviations.as_json()})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Strict, frozen=True, kw_only=True):
     """The fields of the file, in the file's order."""
 
     schema_version: int
@@ -199,7 +200,7 @@ class Record:
             offset = datetime.fromisoformat(self.started).utcoffset()
         except ValueError:
             offset = None
-        if offset != timedelta(0):
+        if offset != _UTC:
             raise UserError(
                 f"started: expected an ISO 8601 time in UTC (2026-01-31T12:00:00+00:00), found {self.started}."
             )
@@ -207,7 +208,21 @@ class Record:
     @property
     def run(self) -> Run:
         """The identity of this record's run."""
-        deviations = Deviations(
+        return Run(
+            model=self.model,
+            weights_sha256=self.weights_sha256,
+            dataset=self.dataset,
+            dataset_manifest_sha256=self.dataset_manifest_sha256,
+            protocol=self.protocol,
+            recipe=self.recipe,
+            version=self.version,
+            deviations=self.deviations,
+        )
+
+    @property
+    def deviations(self) -> Deviations:
+        """What sets this record's run apart from the plain one."""
+        return Deviations(
             overrides=self.overrides,
             limit=self.limit,
             seed=self.seed,
@@ -217,15 +232,13 @@ class Record:
             subset=self.subset,
             skip_broken=self.skip_broken,
         )
-        return Run(
-            model=self.model,
-            weights_sha256=self.weights_sha256,
-            dataset=self.dataset,
-            dataset_manifest_sha256=self.dataset_manifest_sha256,
-            protocol=self.protocol,
-            recipe=self.recipe,
-            version=self.version,
-            deviations=deviations,
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `deviations` holds none, in a tenth of the time."""
+        free = self.overrides or self.arch_overrides or self.subset
+        return not (free or self.limited or self.seed or self.checkpoint_key_given or self.skip_broken) and (
+            self.dtype == _NO_DEVIATIONS.dtype
         )
 
     @property
@@ -234,14 +247,21 @@ class Record:
         return self.scores[self.main_metric]
 
 
+_UTC = timedelta(0)
+_PROTOCOL = re.compile(r"[a-z][a-z0-9_]*")
+_RECIPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 def _check_names(record: Record) -> None:
     """Names and hashes that paths are made of, or that a reader looks things up by."""
     for name in ("model", "arch", "dataset", "device", "dtype", "code_version"):
-        if not getattr(record, name).strip():
+        text = getattr(record, name)
+        if not text or text.isspace():
             raise UserError(f"{name}: expected a name, found an empty string.")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", record.protocol):
+    if not _PROTOCOL.fullmatch(record.protocol):
         raise UserError(f"protocol: expected a bare file name such as 'knn', found {record.protocol!r}.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", record.recipe):
+    if not _RECIPE.fullmatch(record.recipe):
         raise UserError(f"recipe: expected a bare name such as 'dino', found {record.recipe!r}.")
     if record.version < 1:
         raise UserError(f"version: expected 1 or more, found {record.version}.")
@@ -249,10 +269,11 @@ def _check_names(record: Record) -> None:
         raise UserError(f"limit: expected 1 or more, found {record.limit}.")
     if not record.dataset_manifest_sha256:
         raise UserError("dataset_manifest_sha256: expected a sha256 for each split that was used, found none.")
-    hashes = {f"dataset_manifest_sha256.{split}": sha for split, sha in record.dataset_manifest_sha256.items()}
-    for name, sha in {"weights_sha256": record.weights_sha256, **hashes}.items():
-        if not re.fullmatch(r"[0-9a-f]{64}", sha):
-            raise UserError(f"{name}: expected 64 hexadecimal digits, found {sha!r}.")
+    if not _SHA256.fullmatch(record.weights_sha256):
+        raise UserError(f"weights_sha256: expected 64 hexadecimal digits, found {record.weights_sha256!r}.")
+    for split, sha in record.dataset_manifest_sha256.items():
+        if not _SHA256.fullmatch(sha):
+            raise UserError(f"dataset_manifest_sha256.{split}: expected 64 hexadecimal digits, found {sha!r}.")
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -262,6 +283,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     )
 
 
+@functools.cache  # of models and datasets, which are few
 def path_name(name: str) -> str:
     """`name` as one component of a path on any file system: "hf:org/vit b" becomes "hf-org-vit-b"."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")
@@ -270,18 +292,27 @@ def path_name(name: str) -> str:
 
 def record_path(run: Run, results: Path | None = None) -> Path:
     """Where the record of `run` lies, unless another run has taken the place (then see `find_path`)."""
-    deviations = run.deviations.as_json()
-    return _path(run, results, f"+{_sha8(canonical(deviations))}" if deviations else "")
+    return (results or results_folder()) / _place(run, _suffix(run.deviations))
 
 
 def possible_paths(run: Run, results: Path | None = None) -> tuple[Path, Path]:
     """The ordinary place, and the one for a run that finds it taken."""
-    return record_path(run, results), _path(run, results, f"+{_sha8(run.key())}")
+    return record_path(run, results), (results or results_folder()) / _place(run, f"+{_sha8(run.key())}")
 
 
-def _path(run: Run, results: Path | None, suffix: str) -> Path:
-    folder = (results or results_folder()) / path_name(run.model) / run.weights_sha256[:12] / path_name(run.dataset)
-    return folder / f"{run.protocol}-{run.recipe}@v{run.version}{suffix}.json"
+def ordinary_place(record: Record) -> str:
+    """`record_path` of its run, below the results folder, with "/" on every system."""
+    return _place(record, "" if record.is_plain else _suffix(record.deviations))
+
+
+def _suffix(deviations: Deviations) -> str:
+    what = deviations.as_json()
+    return f"+{_sha8(canonical(what))}" if what else ""
+
+
+def _place(run: Run | Record, suffix: str) -> str:
+    name = f"{run.protocol}-{run.recipe}@v{run.version}{suffix}.json"
+    return f"{path_name(run.model)}/{run.weights_sha256[:12]}/{path_name(run.dataset)}/{name}"
 
 
 def _sha8(text: str) -> str:
@@ -313,21 +344,41 @@ def find_record(run: Run, results: Path | None = None) -> Record | None:
     return None if path is None else read_record(path)
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path | str) -> Record:
     """The record at `path`; a UserError that names the file and the field if anything about it is wrong."""
     try:
-        document = loads(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a JSON document ({error}).") from error
+        content = content_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    schema = document.get("schema_version") if isinstance(document, dict) else None
-    if type(schema) is int and schema > SCHEMA_VERSION:  # before the fields, which may well be others
+    record = read_quickly(Record, content)
+    return _read_carefully(content, str(path)) if record is None else record
+
+
+def _read_carefully(content: bytes, where: str) -> Record:
+    try:
+        document = loads(content.decode("utf-8"), where)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not a JSON document ({error}).") from error
+    if isinstance(document, dict):
+        _check_schema(document, where)
+    return parse(Record, document, where)
+
+
+def _check_schema(document: dict[str, Any], where: str) -> None:
+    """Before the fields, which may well be others in another schema."""
+    if "schema_version" not in document:
+        raise UserError(f"{where}: the field 'schema_version' is missing: not a record, or not a whole one.")
+    schema = document["schema_version"]
+    if type(schema) is int and schema > SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema_version: written by a newer ssl-bench (schema {schema}; this one knows {SCHEMA_VERSION}). "
-            "Update ssl-bench to read it."
+            f"{where}: schema_version: written by a newer ssl-bench (schema {schema}; this one knows "
+            f"{SCHEMA_VERSION}). Update ssl-bench to read it."
         )
-    return parse(Record, document, str(path))
+    if type(schema) is int and schema < SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: schema_version: expected {SCHEMA_VERSION}, found {schema}, which no ssl-bench ever wrote. "
+            "Do the run again."
+        )
 
 
 def write_record(
@@ -354,53 +405,12 @@ def write_record(
         temporary.write_text(json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
         if samples is not None:
             with atomic_file(beside) as temporary_samples:
-                _write_samples(samples, temporary_samples)
+                write_samples(samples, temporary_samples)
                 path.unlink(missing_ok=True)
         elif beside.exists():
             path.unlink(missing_ok=True)
             beside.unlink()
-        _replace_files(path, files or {})
+        if files_path(path).exists():
+            path.unlink(missing_ok=True)
+        replace_folder(files_path(path), files or {})
     return path
-
-
-def _replace_files(path: Path, files: Mapping[str, bytes]) -> None:
-    folder = files_path(path)
-    if folder.exists():
-        path.unlink(missing_ok=True)
-        shutil.rmtree(folder)
-    if files:
-        with atomic_folder(folder) as temporary:
-            for name, content in files.items():
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / name).write_bytes(content)
-
-
-def _write_samples(samples: Mapping[str, Sequence[Any]], path: Path) -> None:
-    """`sample_id` is what paired tests match two runs on, so it must be unique."""
-    # Imported here: those who only look up records need not wait for it.
-    import numpy as np
-    import pyarrow
-    import pyarrow.parquet
-
-    assert set(samples) == set(SAMPLE_COLUMNS), f"expected the columns {SAMPLE_COLUMNS}, found {tuple(samples)}"
-    ids = list(samples["sample_id"])
-    assert all(isinstance(name, str) for name in ids), "expected a value in every row of every column"
-    assert len(set(ids)) == len(ids), "sample_id: expected no id twice"
-    # Out of buffers, because pyarrow.array() imports pandas to see whether it was given something of pandas.
-    encoded = [name.encode("utf-8", "backslashreplace") for name in ids]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    text = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(encoded))]
-    columns = {"sample_id": pyarrow.Array.from_buffers(pyarrow.large_string(), len(ids), text)}
-    for name in ("label", "prediction"):
-        values = np.asarray(samples[name])
-        assert values.dtype.kind in "iu", f"{name}: expected whole numbers in every row, found {values.dtype}"
-        whole = np.ascontiguousarray(values, dtype=np.int64)
-        columns[name] = pyarrow.Array.from_buffers(pyarrow.int64(), len(whole), [None, pyarrow.py_buffer(whole)])
-    correct = np.asarray(samples["correct"])
-    assert correct.dtype == np.bool_, f"correct: expected booleans in every row, found {correct.dtype}"
-    bits = pyarrow.py_buffer(np.packbits(correct, bitorder="little"))
-    columns["correct"] = pyarrow.Array.from_buffers(pyarrow.bool_(), len(correct), [None, bits])
-    assert len({len(column) for column in columns.values()}) == 1, "expected columns of the same length"
-    content = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(list(columns.values()), names=list(columns)), content)
-    path.write_bytes(content.getvalue())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +15,9 @@ from ssl_bench.errors import UserError
 from ssl_bench.files import results_folder
 from ssl_bench.leaderboards.record import (
     Record,
-    Score,
+    Run,
     find_path,
+    ordinary_place,
     possible_paths,
     read_record,
     samples_path,
@@ -23,7 +28,8 @@ if TYPE_CHECKING:
     import pandas
 
 # Depth and name as record.py gives them. Files that are being written begin with a dot and end in .part.
-_PATTERN = "*/*/*/*-*@v*.json"
+_DEPTH = 3  # folders
+_NAME = re.compile(r".*-.*@v.*\.json", re.DOTALL)
 _NUMBERS = ("value", "stderr", "std", "interval95")
 
 
@@ -58,15 +64,20 @@ class Results:
         """One row a (record, metric). No row is without the origin of its number: see `path` for the rest."""
         import pandas  # most commands on records do without
 
-        rows = [
-            _row(record, metric, score, path)
-            for record, path in zip(self.records, self.paths, strict=True)
-            for metric, score in record.scores.items()
-        ]
-        frame = pandas.DataFrame(rows, columns=_COLUMNS)
-        frame = frame.astype(dict.fromkeys(_NUMBERS, "float64"))
-        frame["started"] = pandas.to_datetime(frame["started"], utc=True, format="ISO8601")
-        return frame
+        columns: dict[str, list[Any]] = {name: [getattr(record, name) for record in self] for name in _OF_THE_RECORD}
+        columns["weights"] = [record.weights_sha256[:12] for record in self]
+        columns["overrides"] = [settings_text(record.overrides) for record in self]
+        columns["path"] = [str(path) for path in self.paths]
+        records = pandas.DataFrame(columns)
+        records["started"] = pandas.to_datetime(records["started"], utc=True, format="ISO8601")
+
+        scores = [score for record in self for score in record.scores.values()]
+        columns = {name: [getattr(score, name) for score in scores] for name in (*_NUMBERS, "n")}
+        columns["metric"] = [metric for record in self for metric in record.scores]
+        columns["is_main"] = [metric == record.main_metric for record in self for metric in record.scores]
+        rows = [row for row, record in enumerate(self) for _ in record.scores]
+        frame = pandas.DataFrame(columns).astype(dict.fromkeys(_NUMBERS, "float64"))
+        return frame.join(records.take(rows).reset_index(drop=True))[_COLUMNS]
 
 
 _COLUMNS = [
@@ -97,20 +108,7 @@ _COLUMNS = [
 ]
 
 
-def _row(record: Record, metric: str, score: Score, path: Path) -> dict[str, Any]:
-    own = {
-        "weights": record.weights_sha256[:12],
-        "metric": metric,
-        "value": score.value,
-        "stderr": score.stderr,
-        "std": score.std,
-        "interval95": score.interval95,
-        "n": score.n,
-        "is_main": metric == record.main_metric,
-        "overrides": settings_text(record.overrides),
-        "path": str(path),
-    }
-    return {name: own[name] if name in own else getattr(record, name) for name in _COLUMNS}
+_OF_THE_RECORD = [name for name in _COLUMNS if name in Record.__struct_fields__ and name != "overrides"]
 
 
 def load_results(root: Path | str | None = None) -> Results:
@@ -120,25 +118,68 @@ def load_results(root: Path | str | None = None) -> Results:
     content belongs (copied, renamed or edited by hand), for it could be counted twice or under a wrong name.
     """
     root = results_folder() if root is None else Path(root)
-    records, paths, problems = [], [], {}
-    seen: dict[str, Path] = {}
-    for path in sorted(root.glob(_PATTERN)):
-        try:
-            record = read_record(path)
-            _check_place(record, path, root)
-            first = seen.setdefault(record.run.key(), path)
-            if first != path:
-                raise UserError(f"{path}: the same run as {first}; remove one of the two.")
-        except UserError as error:
-            problems[path] = str(error)
-        else:
-            records.append(record)
-            paths.append(path)
+    records: list[Record] = []
+    paths: list[Path] = []
+    problems: dict[Path, str] = {}
+    seen: dict[str, int] = {}  # the first record of each ordinary place: equal runs have the same one
+    within = str(root / "_")[:-1]  # so that strings become the same as paths, in less time
+    with collector_at_rest():
+        for place in _places(root, problems):
+            path = Path(within + place)
+            try:
+                record = read_record(within + place)
+                ordinary = ordinary_place(record)
+                if place != ordinary:
+                    _check_place(record.run, path, root)
+                for index in range(seen.setdefault(ordinary, len(records)), len(records)):
+                    if record.run.key() == records[index].run.key():
+                        raise UserError(f"{path}: the same run as {paths[index]}; remove one of the two.")
+            except UserError as error:
+                problems[path] = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+            else:
+                records.append(record)
+                paths.append(path)
     return Results(root, tuple(records), tuple(paths), problems)
 
 
-def _check_place(record: Record, path: Path, root: Path) -> None:
-    places = possible_paths(record.run, root)
+@contextlib.contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """No garbage collection: it would go through all records again and again, and they hold no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.freeze()
+            gc.unfreeze()  # together: what is new counts as old, without a look at each
+            gc.enable()
+
+
+def _places(root: Path, problems: dict[Path, str]) -> Iterator[str]:
+    """What lies where a record may lie and is named like one, in the order of paths; a folder is joined by "/"."""
+    folders = [""]
+    for _ in range(_DEPTH):
+        folders = [f"{folder}{name}/" for folder in folders for name in _names(root, folder, problems)]
+    for folder in folders:
+        for name in _names(root, folder, problems):
+            if _NAME.fullmatch(name):
+                yield folder + name
+
+
+def _names(root: Path, folder: str, problems: dict[Path, str]) -> list[str]:
+    """What is in a folder: nothing if it is none, and a problem if it cannot be read."""
+    try:
+        return sorted(os.listdir(os.path.join(root, folder)))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problems[root / folder] = f"{root / folder}: cannot be read ({error.strerror})."
+        return []
+
+
+def _check_place(run: Run, path: Path, root: Path) -> None:
+    places = possible_paths(run, root)
     if str(path).casefold() not in {str(place).casefold() for place in places}:  # some file systems ignore case
         raise UserError(f"{path}: holds the record of another run, which belongs at {places[0]}.")
 

@@ -12,14 +12,13 @@ import hashlib
 import html
 import math
 import re
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.leaderboards.record import Deviations, Record, settings_text
-from ssl_bench.leaderboards.store import Results
+from ssl_bench.leaderboards.store import Results, collector_at_rest
 from ssl_bench.leaderboards.strict_json import canonical
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ FORMATS = ("table", "csv", "md", "latex", "html")
 NOTHING = "-"  # a cell without a number
 
 Key = TypeVar("Key", bound=Hashable)
-Cell = dict[str, float | int | None]  # value, stderr, std, ddof, interval95, n, seeds
+Cell = dict[str, float | int | None]  # value, stderr, std, ddof, interval95, n, seeds; digits of published ones
 
 
 def leaderboard(results: Results) -> pandas.DataFrame:
@@ -39,16 +38,22 @@ def leaderboard(results: Results) -> pandas.DataFrame:
     `attrs["cells"][column][row]` holds the fields of a `Cell`, `attrs["notes"]` what to print beneath. Both are plain
     lists and dictionaries, so that the frame can still be pickled, concatenated and saved.
     """
-    import pandas
-
     complete = [record for record in results if not record.limited]
     if not complete:
         raise UserError(_why_empty(results))
+    with collector_at_rest():
+        return _pivot(complete, len(results) - len(complete))
+
+
+def _pivot(complete: Sequence[Record], limited: int) -> pandas.DataFrame:
+    import pandas
+
     rows = _row_labels(complete)
-    columns = _column_labels(complete)
+    keys = _column_keys(complete)
+    columns = _column_labels(dict(zip(keys, complete, strict=True)))
     cells: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in complete:
-        cells[columns[_column_key(record)]][rows[_row_key(record)]].append(record)
+    for key, record in zip(keys, complete, strict=True):
+        cells[columns[key]][rows[_row_key(record)]].append(record)
     summaries = {
         column: {row: _summary(cells[column][row]) for row in rows.values() if row in cells[column]}
         for column in columns.values()
@@ -56,10 +61,10 @@ def leaderboard(results: Results) -> pandas.DataFrame:
     values = {column: {row: cell["value"] for row, cell in by_row.items()} for column, by_row in summaries.items()}
     frame = pandas.DataFrame(values, index=pandas.Index(sorted(rows.values()), name="model"), dtype="float64")
     first = frame.columns[0]
-    lower = any(record.lower_is_better for record in complete if columns[_column_key(record)] == first)
+    lower = any(record.lower_is_better for records in cells[first].values() for record in records)
     frame = frame.sort_values(first, ascending=lower, kind="stable", na_position="last")
     frame.attrs["cells"] = summaries
-    frame.attrs["notes"] = _notes(summaries, complete, len(results) - len(complete))
+    frame.attrs["notes"] = _notes(summaries, complete, limited)
     return frame
 
 
@@ -84,14 +89,14 @@ def _row_key(record: Record) -> tuple[str, str, str | None]:
 
 def _row_labels(records: Sequence[Record]) -> dict[tuple[str, str, str | None], str]:
     """The model's name; where two rows would share it, the weights, and then the checkpoint key."""
-    return _distinct(
+    return distinct(
         {_row_key(record): record.model for record in records},
         [lambda key: key[1][:12], lambda key: key[2] or "default key", lambda key: key[1]],
     )
 
 
-def _column_deviations(record: Record) -> Deviations:
-    # Seeds share a column, and the checkpoint key tells rows apart; limited runs do not come this far.
+def column_deviations(record: Record) -> Deviations:
+    """What a column has in common. Seeds share one, and the checkpoint key tells rows apart."""
     return Deviations(
         overrides=record.overrides,
         dtype=record.dtype,
@@ -99,6 +104,22 @@ def _column_deviations(record: Record) -> Deviations:
         subset=record.subset,
         skip_broken=record.skip_broken,
     )
+
+
+def _column_keys(records: Sequence[Record]) -> list[str]:
+    """The column of each record. Thousands share one, so its key is spelled out once."""
+    known: dict[Hashable, str] = {}
+    keys = []
+    for record in records:
+        free = record.overrides or record.arch_overrides or record.subset
+        alike = (
+            *(record.protocol, record.recipe, record.version, record.dataset, record.main_metric, record.dtype),
+            *(record.skip_broken, *record.dataset_manifest_sha256.items()),
+            repr((record.overrides, record.arch_overrides, record.subset)) if free else "",
+        )
+        key = known.get(alike)
+        keys.append(known.setdefault(alike, _column_key(record)) if key is None else key)
+    return keys
 
 
 def _column_key(record: Record) -> str:
@@ -109,31 +130,31 @@ def _column_key(record: Record) -> str:
             f"{record.version:09d}",  # so that keys sort as numbers do
             record.dataset,
             record.main_metric,
-            _column_deviations(record).as_json(),
+            column_deviations(record).as_json(),
             record.dataset_manifest_sha256,
         ]
     )
 
 
-def _column_label(record: Record) -> str:
-    deviations = _column_deviations(record)
+def run_label(record: Record) -> str:
+    """`knn/dino@v1 [neighbors=5] · toy`."""
+    deviations = column_deviations(record)
     parts = [settings_text(deviations.overrides)] if deviations.overrides else []
     parts += [settings_text(deviations.arch)] if deviations.arch else []
     parts += [settings_text(deviations.subset)] if deviations.subset else []
     parts += [deviations.dtype] if deviations.dtype != Deviations().dtype else []
     parts += ["broken images skipped"] if deviations.skip_broken else []
     settings = f" [{', '.join(parts)}]" if parts else ""
-    return f"{record.protocol}/{record.recipe}@v{record.version}{settings} · {record.dataset} · {record.main_metric}"
+    return f"{record.protocol}/{record.recipe}@v{record.version}{settings} · {record.dataset}"
 
 
-def _column_labels(records: Sequence[Record]) -> dict[str, str]:
+def _column_labels(example: Mapping[str, Record]) -> dict[str, str]:
     """Where two columns would share a name, it is mostly one dataset name with two contents: its manifest decides."""
-    first = {_column_key(record): record for record in records}
-    return _distinct(
-        {key: _column_label(first[key]) for key in sorted(first)},
+    return distinct(
+        {key: f"{run_label(example[key])} · {example[key].main_metric}" for key in sorted(example)},
         [
-            lambda key: f"manifest {_short(first[key].dataset_manifest_sha256)}",
-            lambda key: f"settings {_short(first[key].overrides)}",  # "a=1, b=2" may be one string or two settings
+            lambda key: f"manifest {_short(example[key].dataset_manifest_sha256)}",
+            lambda key: f"settings {_short(example[key].overrides)}",  # "a=1, b=2" may be one string or two settings
             lambda key: f"column {_short(key)}",
         ],
     )
@@ -143,7 +164,7 @@ def _short(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
 
 
-def _distinct(labels: dict[Key, str], tails: Sequence[Callable[[Key], str]]) -> dict[Key, str]:
+def distinct(labels: dict[Key, str], tails: Sequence[Callable[[Key], str]]) -> dict[Key, str]:
     """Lengthen labels that several keys share, by the first tails that differ among these keys."""
     for tail in tails:
         sharing = defaultdict(list)
@@ -171,11 +192,11 @@ def _summary(records: Sequence[Record]) -> Cell:
         }
     assert len({record.seed for record in records}) == len(records), "two runs in one cell that differ in no seed"
     values = [record.main_score.value for record in records]
-    spread = statistics.stdev(values)
+    mean = math.fsum(values) / len(values)  # statistics.stdev counts in fractions, which takes a hundred times longer
     return {
-        "value": statistics.fmean(values),
+        "value": mean,
         "stderr": None,
-        "std": spread,
+        "std": math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)),
         "ddof": 1,
         "interval95": None,
         "n": len(values),
@@ -183,8 +204,8 @@ def _summary(records: Sequence[Record]) -> Cell:
     }
 
 
-def _notes(summaries: dict[str, dict[str, Cell]], records: Sequence[Record], limited: int) -> list[str]:
-    cells = [cell for by_row in summaries.values() for cell in by_row.values()]
+def spread_notes(cells: Sequence[Cell]) -> list[str]:
+    """What stands behind the ± of these cells."""
     notes = []
     if any(cell["stderr"] is not None for cell in cells):
         notes.append("±: standard error over samples, where nothing else is said.")
@@ -194,6 +215,11 @@ def _notes(summaries: dict[str, dict[str, Cell]], records: Sequence[Record], lim
         notes.append("(95 %): half the 95 % confidence interval of a mean over episodes.")
     if any(cell["seeds"] != 1 for cell in cells):
         notes.append("(seeds): mean and standard deviation over seeds, ddof=1.")
+    return notes
+
+
+def _notes(summaries: dict[str, dict[str, Cell]], records: Sequence[Record], limited: int) -> list[str]:
+    notes = spread_notes([cell for by_row in summaries.values() for cell in by_row.values()])
     on_test = sorted({f"{r.protocol}/{r.recipe}@v{r.version}" for r in records if r.selected_on == "test"})
     if on_test:
         notes.append(f"Selected on the test set, in whole or in part, by its recipe: {', '.join(on_test)}.")
@@ -230,33 +256,41 @@ def render(frame: pandas.DataFrame, format: str) -> rich.table.Table | str:
     if format not in writers:
         raise unknown("format", format, FORMATS)
     header = [str(frame.index.name or ""), *map(str, frame.columns)]
-    rows = [
-        [
-            str(row),
-            *(_text(value, _cell(frame, column, row, value)) for column, value in zip(frame, values, strict=True)),
-        ]
-        for row, values in zip(frame.index, frame.itertuples(index=False, name=None), strict=True)
+    columns = [
+        [_text(value, cell) for value, cell in zip(values, cells, strict=True)] for _, values, cells in _columns(frame)
     ]
+    rows = [list(row) for row in zip(map(str, frame.index), *columns, strict=True)]
     return writers[format](header, rows, list(frame.attrs.get("notes", ())))
 
 
-def _cell(frame: pandas.DataFrame, column: Any, row: Any, value: Any) -> Cell:
-    """What is known about a value besides itself; nothing if the frame was changed since, for it would be wrong."""
-    cell: Cell = frame.attrs.get("cells", {}).get(column, {}).get(row, {})
+def _columns(frame: pandas.DataFrame) -> Iterator[tuple[Any, pandas.Series[Any], list[Cell]]]:
+    """Each column with what is known about its values besides themselves."""
+    import pandas
+
+    known = frame.attrs.get("cells", {})
+    for column, values in pandas.DataFrame(frame).items():  # without attrs, of which every column would get a copy
+        about = known.get(column, {})
+        yield column, values, [_cell(about.get(row, {}), value) for row, value in values.items()]
+
+
+def _cell(cell: Cell, value: Any) -> Cell:
+    """Nothing if the frame was changed since, for it would be wrong."""
     return cell if cell.get("value") == value else {}
 
 
 def _text(value: Any, cell: Cell) -> str:
-    import pandas
-
-    if pandas.isna(value):  # None, NaN and pandas.NA, also in columns of words
-        return NOTHING
     if not isinstance(value, float):
-        return str(value)
+        import pandas
+
+        return NOTHING if pandas.isna(value) else str(value)  # None and pandas.NA, in columns of words
+    if math.isnan(value):
+        return NOTHING
     stderr, std, interval95 = (cell.get(name) for name in ("stderr", "std", "interval95"))
     # Percent, with one decimal as papers give it; more where the value (a variance of .19) or its spread would be gone.
     spread = next((abs(x) for x in (stderr, std, interval95) if x), 0.0)
     digits = f".{max(1, *(-math.floor(math.log10(x)) for x in (spread, abs(value)) if 0 < x < 1), 1)}f"
+    if (printed := cell.get("digits")) is not None:  # a published number, as it was published
+        return f"{value:.{printed}f}" + ("" if std is None else f" ± {std:.{printed}f}")
     if stderr is not None:
         return f"{value:{digits}} ± {stderr:{digits}}"
     if interval95 is not None:
@@ -271,9 +305,8 @@ def _csv(frame: pandas.DataFrame) -> str:
     import pandas
 
     wide = {}
-    for column in frame:
-        wide[str(column)] = frame[column]
-        cells = [_cell(frame, column, row, value) for row, value in frame[column].items()]
+    for column, values, cells in _columns(frame):
+        wide[str(column)] = values
         for name in ("stderr", "std", "ddof", "interval95", "n", "seeds"):
             numbers = [cell.get(name) for cell in cells]
             if any(number is not None for number in numbers):

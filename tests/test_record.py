@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from ssl_bench.errors import UserError
+from ssl_bench.leaderboards import record as record_module
 from ssl_bench.leaderboards.record import (
     SCHEMA_VERSION,
     Deviations,
@@ -25,6 +27,7 @@ from ssl_bench.leaderboards.record import (
     files_path,
     find_path,
     find_record,
+    ordinary_place,
     path_name,
     possible_paths,
     read_record,
@@ -34,6 +37,7 @@ from ssl_bench.leaderboards.record import (
     write_record,
 )
 from ssl_bench.leaderboards.store import load_results
+from ssl_bench.leaderboards.strict_json import plain, read_quickly
 
 SAMPLES = {"sample_id": ["a", "b"], "label": [0, 1], "prediction": [0, 0], "correct": [True, False]}
 OTHER_SAMPLES = SAMPLES | {"prediction": [1, 1], "correct": [False, True]}
@@ -100,9 +104,9 @@ def test_every_field_comes_back_and_stands_in_the_file_in_order(tmp_path):
     record = make_record(limit=7, seed=3, checkpoint_key_given=True, skip_broken=True, overrides={"neighbors": 5})
     path = write_record(record, tmp_path)
     back = read_record(path)
-    for field in dataclasses.fields(Record):
+    for field in msgspec.structs.fields(Record):
         assert getattr(back, field.name) == getattr(record, field.name), field.name
-    assert list(json.loads(path.read_text())) == [field.name for field in dataclasses.fields(Record)]
+    assert list(json.loads(path.read_text())) == [field.name for field in msgspec.structs.fields(Record)]
 
 
 def test_design_fields_are_all_there():
@@ -111,7 +115,7 @@ def test_design_fields_are_all_there():
         "resolved_recipe dataset dataset_manifest_sha256 n_samples limited seed selected_on scores main_metric device "
         "dtype environment code_version started seconds peak_memory_bytes checkpoint features skipped_broken warnings"
     )
-    assert set(design.split()) <= {field.name for field in dataclasses.fields(Record)}
+    assert set(design.split()) <= {field.name for field in msgspec.structs.fields(Record)}
 
 
 def test_scores_are_written_as_the_design_says(tmp_path):
@@ -284,6 +288,18 @@ def test_other_files_are_kept_in_a_folder_of_the_record(tmp_path):
     write_record(make_record(), tmp_path)
     assert not files_path(path).exists()
     assert path.exists()
+
+
+def test_a_record_goes_before_the_files_that_belong_to_it(tmp_path, monkeypatch):
+    path = write_record(make_record(), tmp_path, files={"config.json": b"{}"})
+
+    def pulled(*_: object) -> None:
+        raise AssertionError("pulled the plug")
+
+    monkeypatch.setattr(record_module, "replace_folder", pulled)
+    with pytest.raises(AssertionError, match="pulled"):
+        write_record(make_record(device="cuda"), tmp_path, files={"other.txt": b"text"})
+    assert not path.exists()
 
 
 def test_a_record_written_again_without_samples_does_not_keep_old_ones(tmp_path):
@@ -501,6 +517,177 @@ def test_a_missing_file(tmp_path):
 def test_a_key_that_was_given_has_a_name():
     with pytest.raises(UserError, match="checkpoint_key: expected a name"):
         make_record(checkpoint_key=None, checkpoint_key_given=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"value": 58.25', f'"value": {"9" * 400}', "scores.top1: value: expected a finite number"),
+        ('"value": 58.25', f'"value": {"9" * 5000}', "not a JSON document"),
+        ("0.07", "9" * 5000, "not a JSON document"),
+        ('"seed": 0', '"seed": 0, "seed": 0', "'seed' stands twice"),
+        ('"x": null', '"x": 1, "y": 2, "x": null', "'x' stands twice"),
+        ('"schema_version": 1', '"schema_version": 0', "schema_version: expected 1, found 0, which no ssl-bench ever"),
+        ('"schema_version": 1,', '"modle": 1,', "the field 'schema_version' is missing"),
+    ],
+)
+def test_what_would_be_read_wrong_is_refused(tmp_path, old, new, message):
+    text = write_record(make_record(details={"x": None}), tmp_path).read_text()
+    assert text.count(old) == 1
+    path = tmp_path / "wrong.json"
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        read_record(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+# Read quickly: nothing that a careful look refuses, and nothing else than it finds -----------------------------------
+
+POOL = [None, True, False, 0, 1, 2, -1, 3.0, 0.5, -0.0, 2**64, 10**30, 10**400, "", " ", "x", "a:b", "\\u003a", [], {}]
+POOL += [["x"], [1], {"x": 1}, {"x": "y"}, {"value": 1.0, "n": 1}, "done", "fp32", "c" * 64, "2026-01-31T12:00:00Z"]
+
+
+def slowly(content: bytes) -> Record | str:
+    try:
+        return record_module._read_carefully(content, "x")
+    except UserError as error:
+        return str(error)
+
+
+def same(content: bytes) -> bool:
+    """Whether `content` was read quickly; if it was, then to what a careful look finds, to the type of each number."""
+    quick, slow = read_quickly(Record, content), slowly(content)
+    assert quick is None or (quick == slow and repr(quick) == repr(slow)), content.decode(errors="replace")
+    return quick is not None
+
+
+def places_in(value: object, place: tuple = ()) -> list[tuple]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(inner for key, item in items for inner in places_in(item, (*place, key)))]
+
+
+def changed(document: dict, place: tuple, change) -> dict:
+    copy = json.loads(json.dumps(document))
+    inner = copy
+    for key in place[:-1]:
+        inner = inner[key]
+    change(inner, place[-1])
+    return copy
+
+
+def full_document() -> dict:
+    """Every field holds something."""
+    record = make_record(
+        limit=7, seed=3, overrides={"neighbors": [5]}, subset={"list": "1percent"}, arch_overrides={"heads": "6"}
+    )
+    document = plain(record)
+    document["scores"]["acc"] = {"value": 1, "n": 9, "interval95": 0.5}
+    document["n_samples"]["evaluated"]["val"] = 7
+    return document
+
+
+def written(document: dict) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=False).encode()
+
+
+def test_a_valid_record_is_read_quickly(tmp_path):
+    assert same(written(full_document()))
+    assert same(json.dumps(full_document(), separators=(",", ":")).encode())
+    path = write_record(make_record(warnings=['C:\\x: new\nline "quoted": ü 模型']), tmp_path)
+    assert same(path.read_bytes())
+
+
+def test_every_value_changed_to_every_other_kind():
+    document = full_document()
+    read = {True: 0, False: 0}
+    for place in places_in(document)[1:]:
+        for value in POOL:
+            read[same(written(changed(document, place, lambda at, key, new=value: at.__setitem__(key, new))))] += 1
+    assert read[True] > 500  # free-form values, counts, names
+    assert read[False] > 1500
+
+
+def test_every_key_missing_added_renamed_or_twice():
+    document = full_document()
+    text = written(document).decode()
+    for place in places_in(document)[1:]:
+        same(written(changed(document, place, lambda at, key: at.pop(key))))
+        if isinstance(place[-1], str):
+            assert slowly(written(changed(document, place, lambda at, key: at.__setitem__(key + "_", at.pop(key)))))
+            same(written(changed(document, place, lambda at, key: at.__setitem__("unknown", 1))))
+    for found in re.finditer(r'^ *("[^"]*": )(.*?),?$', text, re.MULTILINE):
+        key, value = found.groups()
+        for other in ("0", "null", '"a:b"', {"[": "[]", "{": "{}"}.get(value, value)):
+            twice = text[: found.start()] + key + other + "," + text[found.start() :]
+            assert not same(twice.encode())
+            assert "stands twice" in slowly(twice.encode())
+            for colon in (r"\u003a", r"\u003A"):  # one colon more when it is read, to make up for one key less
+                assert not same(twice.replace('"k-NN is near chance"', f'"{colon}"').encode())
+
+
+def test_damaged_bytes():
+    content = written(full_document())
+    for end in range(0, len(content), 7):
+        assert not same(content[:end])
+    for more in (b" ", b"\n", b"\r\n", b"\xef\xbb\xbf", b"x", b"{}", b"\x00", b"// x"):
+        same(content + more)
+        same(more + content)
+    random = np.random.default_rng(0)
+    for place, byte in zip(random.integers(0, len(content), 4000), random.integers(0, 256, 4000), strict=True):
+        same(content[:place] + bytes([byte]) + content[place + 1 :])
+        same(content[:place] + content[place + 1 :])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e400", "01", "1.", ".5", "+1", "0x1"])
+def test_what_is_no_number(number):
+    text = written(full_document()).decode()
+    for old in ("58.25", "0.07", '"seed": 3'):
+        assert text.count(old) == 1
+        content = text.replace(old, '"seed": ' + number if "seed" in old else number).encode()
+        assert not same(content)
+        assert isinstance(slowly(content), str)
+
+
+def test_numbers_are_the_same_to_the_last_bit():
+    random = np.random.default_rng(0)
+    floats = random.integers(0, 2**64, 3000, dtype=np.uint64).view(np.float64)
+    texts = [repr(float(number)) for number in floats if np.isfinite(number)]
+    texts += [str(int(digits) * 10 ** int(power)) for digits, power in random.integers(0, (2**62, 60), (500, 2))]
+    texts += ["0." + "".join(map(str, random.integers(0, 10, 40))) for _ in range(500)]
+    texts += ["5e-324", "2.4703282292062327e-324", "1.7976931348623157e308", "9007199254740993", "-0", "-0.0", "1E5"]
+    content = written(full_document() | {"details": {"x": 0}})
+    for text in texts:
+        assert same(content.replace(b"58.25", text.encode()).replace(b'"x": 0', b'"x": ' + text.encode())), text
+
+
+@pytest.mark.parametrize("depth", [10, 100, 400, 900, 1100, 100_000])
+def test_deep_nesting_does_not_crash(tmp_path, depth):
+    text = written(full_document() | {"details": {"x": 0}}).decode()
+    deep = text.replace('"x": 0', '"x": ' + "[" * depth + "]" * depth)
+    slow = slowly(deep.encode())
+    assert isinstance(slow, Record) if depth < 500 else isinstance(slow, Record | str)
+    overrides = text.replace('"neighbors": [', '"neighbors": [' + "[" * depth + "]" * depth + ",")
+    path = tmp_path / "m" / "w" / "d" / "knn-dino@v1.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(overrides)
+    assert load_results(tmp_path).problems[path].startswith(f"{path}: ")
+
+
+def test_plain_is_what_deviates_in_nothing():
+    choices = {
+        "overrides": [{}, {"neighbors": 5}],
+        "limit": [None, 1],
+        "seed": [0, 1],
+        "dtype": ["fp32", "bf16"],
+        "checkpoint_key_given": [False, True],
+        "arch_overrides": [{}, {"heads": "6"}],
+        "skip_broken": [False, True],
+        "subset": [{}, {"train_list": "1percent.txt 0a1b2c3d"}],
+    }
+    for values in itertools.product(*choices.values()):
+        record = make_record(**dict(zip(choices, values, strict=True)))
+        assert record.is_plain == (record.deviations == Deviations())
+        assert Path("r", ordinary_place(record)) == record_path(record.run, Path("r"))
 
 
 # Imports ------------------------------------------------------------------------------------------------------------

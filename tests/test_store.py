@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -155,6 +156,103 @@ def test_an_empty_dataframe_has_the_same_columns_and_kinds(tmp_path):
     full = load_results(tmp_path).to_dataframe()
     assert list(empty.columns) == list(full.columns)
     assert (len(empty), empty["value"].dtype, empty["started"].dtype.kind) == (0, full["value"].dtype, "M")
+
+
+def test_dataframe_is_what_going_row_by_row_gives(tmp_path):
+    for number in range(6):
+        scores = {f"m{index}": Score(value=index / 3, n=index + 1, stderr=0.5) for index in range(number % 4 + 1)}
+        changes = {"scores": scores, "main_metric": f"m{number % 4}", "seed": number, "limit": number or None}
+        write_record(make_record(**changes, checkpoint_key=None if number % 2 else "teacher"), tmp_path)
+    results = load_results(tmp_path)
+    rows = [
+        {name: getattr(record, name, None) for name in results.to_dataframe().columns}
+        | {name: getattr(score, name) for name in ("value", "stderr", "std", "interval95", "n")}
+        | {"weights": record.weights_sha256[:12], "path": str(path), "overrides": ""}
+        | {"metric": metric, "is_main": metric == record.main_metric}
+        for record, path in zip(results.records, results.paths, strict=True)
+        for metric, score in record.scores.items()
+    ]
+    expected = pandas.DataFrame(rows).astype({"stderr": float, "std": float, "interval95": float})
+    expected["started"] = pandas.to_datetime(expected["started"], utc=True)
+    pandas.testing.assert_frame_equal(results.to_dataframe(), expected)
+
+
+def test_reading_quickly_changes_nothing(tmp_path, monkeypatch):
+    """Every kind of file, once as it is and once with each file parsed at length."""
+    for number in range(30):
+        change = [{}, {"overrides": {"k": number}}, {"dataset_manifest_sha256": {"val": f"{number:064d}"}}][number % 3]
+        write_record(make_record(model=f"m{number % 7}", seed=number % 2, limit=number % 5 or None, **change), tmp_path)
+    paths = load_results(tmp_path).paths
+    paths[0].write_bytes(paths[0].read_bytes()[:500])
+    paths[1].write_bytes(b"\xff" + paths[1].read_bytes())
+    paths[2].write_text(paths[2].read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    paths[3].write_text(paths[3].read_text().replace('"seed": ', '"seed": 0, "seed": '))
+    paths[4].write_text(paths[4].read_text().replace('"status": "done"', '"status": "done", "more": 1'))
+    paths[5].write_text(paths[5].read_text().replace('"arch": "', '"arch": "\\u003a'))  # valid
+    shutil.copy(paths[6], paths[6].with_name("linear-dino@v1.json"))
+    (paths[7].parent.parent.parent / "file.json").write_text("{}")
+    quick = load_results(tmp_path)
+    assert (len(quick), len(quick.problems)) == (len(paths) - 5, 6)
+    monkeypatch.setattr("ssl_bench.leaderboards.record.read_quickly", lambda *_: None)
+    slow = load_results(tmp_path)
+    assert quick == slow
+    assert repr(quick) == repr(slow)
+    assert list(quick.problems) == list(slow.problems)
+    assert list(quick.paths) == sorted(quick.paths)
+
+
+def test_valid_files_are_read_quickly(tmp_path, monkeypatch):
+    write_record(make_record(limit=3, overrides={"neighbors": 5}), tmp_path)
+    monkeypatch.delattr("ssl_bench.leaderboards.record._read_carefully")
+    assert len(load_results(tmp_path)) == 1
+
+
+def test_a_record_of_many_kilobytes(tmp_path):
+    details = {"curve": [number / 7 for number in range(30_000)]}
+    record = make_record(details=details)
+    assert write_record(record, tmp_path).stat().st_size > 5 * 2**16
+    assert list(load_results(tmp_path)) == [record]
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_hides_no_other(tmp_path):
+    write_record(make_record(), tmp_path)
+    loop = tmp_path / "m" / "w" / "loop"
+    loop.parent.mkdir(parents=True)
+    loop.symlink_to("loop")
+    results = load_results(tmp_path)
+    assert len(results) == 1
+    assert results.problems[loop].startswith(f"{loop}: cannot be read (Too many")
+    assert load_results(tmp_path / "m" / "w" / "gone").problems == {}
+
+
+def test_a_relative_root_gives_relative_paths(tmp_path, monkeypatch):
+    path = write_record(make_record(), tmp_path)
+    torn = path.with_name("knn-moca@v1.json")
+    torn.write_text("{")
+    monkeypatch.chdir(tmp_path)
+    for root in (".", "./", Path()):
+        results = load_results(root)
+        assert [str(each) for each in results.paths] == [str(path.relative_to(tmp_path))]
+        assert list(results.problems) == [torn.relative_to(tmp_path)]
+        message = results.problems[torn.relative_to(tmp_path)]
+        assert message.startswith(f"{torn.relative_to(tmp_path)}: not a JSON document")
+
+
+def test_the_garbage_collector_is_left_as_it_was(tmp_path):
+    write_record(make_record(), tmp_path)
+    assert gc.isenabled()
+    load_results(tmp_path)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        load_results(tmp_path)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with pytest.raises(TypeError):
+        load_results(5)  # type: ignore[arg-type]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0  # nothing is kept from being collected for good
 
 
 def test_samples_of_a_record_and_of_a_path(tmp_path):

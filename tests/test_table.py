@@ -7,6 +7,7 @@ import html.parser
 import io
 import pickle
 import re
+import statistics
 from pathlib import Path
 
 import pandas
@@ -71,6 +72,8 @@ def test_only_the_main_metric_enters():
         ({"overrides": {"neighbors": 5, "metric": "dot"}}, "knn/dino@v1 [metric=dot, neighbors=5] · toy · top1"),
         ({"dtype": "bf16"}, "knn/dino@v1 [bf16] · toy · top1"),
         ({"skip_broken": True}, "knn/dino@v1 [broken images skipped] · toy · top1"),
+        ({"arch_overrides": {"heads": "6"}}, "knn/dino@v1 [heads=6] · toy · top1"),
+        ({"subset": {"train_list": "1percent"}}, "knn/dino@v1 [train_list=1percent] · toy · top1"),
         ({"overrides": {"neighbors": 5}, "dtype": "fp16"}, "knn/dino@v1 [neighbors=5, fp16] · toy · top1"),
     ],
 )
@@ -146,6 +149,52 @@ def test_seeds_are_averaged_with_ddof_1():
     one = frame.attrs["cells"][KNN]["one-seed"]
     assert one == {"value": 54, "stderr": 2.0, "std": None, "ddof": None, "interval95": None, "n": 100, "seeds": 1}
     assert any("ddof=1" in note for note in frame.attrs["notes"])
+
+
+def test_the_order_of_settings_makes_no_column():
+    one = scored(50, overrides={"a": 1, "b": 2}, dataset_manifest_sha256={"train": "c" * 64, "val": "d" * 64})
+    two = scored(60, overrides={"b": 2, "a": 1}, dataset_manifest_sha256={"val": "d" * 64, "train": "c" * 64}, seed=1)
+    frame = leaderboard(results_of(one, two))
+    assert frame.to_numpy().tolist() == [[55]]
+
+
+def test_a_whole_number_and_a_text_that_read_alike_are_two_columns():
+    frame = leaderboard(results_of(scored(50, overrides={"a": 1}), scored(60, overrides={"a": "1"})))
+    assert sorted(frame.loc["moca-b"]) == [50, 60]
+
+
+def test_many_records_stand_where_looking_for_each_of_them_finds_it():
+    random = statistics.NormalDist(50, 10).samples(600, seed=0)
+    records = [
+        scored(value, model=f"m{index % 20}", protocol=f"p{index // 20 % 10}", seed=index // 200)
+        for index, value in enumerate(random)
+    ]
+    frame = leaderboard(results_of(*reversed(records)))
+    assert frame.shape == (20, 10)
+    for column in frame:
+        for model in frame.index:
+            found = [r.main_score.value for r in records if r.model == model and column.startswith(f"{r.protocol}/")]
+            assert len(found) == 3
+            assert frame.loc[model, column] == pytest.approx(statistics.mean(found), rel=1e-14)
+            cell = frame.attrs["cells"][column][model]
+            assert cell["std"] == pytest.approx(statistics.stdev(found), rel=1e-13)
+    assert list(frame.iloc[:, 0]) == sorted(frame.iloc[:, 0], reverse=True)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_rendering_does_not_copy_what_is_known_about_the_cells(frame, format):
+    """Each column that pandas takes out of a frame gets a deep copy of attrs: hours for a thousand columns."""
+
+    class Known(dict):
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    expected = frame.attrs["cells"]
+    before = render(frame, format)
+    frame.attrs["cells"] = Known(expected)
+    after = render(frame, format)
+    if format != "table":
+        assert after == before
 
 
 def test_a_run_with_several_spreads_keeps_its_own():
