@@ -52,6 +52,7 @@ class Recipe:
     interpolation: Interpolation
     source: str
     published: str
+    layer: int = -1  # the block that is read, 0 the first, -1 the last: all papers read the last
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -112,10 +113,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def readings(subject: Subject, recipe: Recipe) -> dict[str, list[Reading]]:
-    """What k-NN reads of the network: the last block's class token, its average patch token, or both."""
+    """What k-NN reads of the network: a block's class token, its average patch token, or both."""
     view = subject.view(recipe.resize_px, recipe.crop_px, recipe.interpolation)
     tokens: list[Token] = list(dict.fromkeys(token for name in recipe.vector for token in _tokens(name)))
-    read = [Reading(token, view, layer=-1, norm=recipe.norm) for token in tokens]
+    read = [Reading(token, view, layer=recipe.layer, norm=recipe.norm) for token in tokens]
     return {"train": read, "val": read}
 
 

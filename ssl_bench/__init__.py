@@ -5,6 +5,8 @@
     records = ssl_bench.run("x.pth", "knn", dataset="digits")
     path = ssl_bench.train("moca", "toy", "runs/moca", settings={"epochs": 4})
     ssl_bench.load_results().to_dataframe()
+    ssl_bench.published("moca", 8)
+    ssl_bench.leaderboard("moca:8")
 
 What is listed here is imported when it is used, so that `import ssl_bench` costs nothing.
 """
@@ -16,22 +18,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas
+
     from ssl_bench.errors import UserError as UserError
     from ssl_bench.evaluate.checkpoints import open_checkpoint as open_checkpoint
     from ssl_bench.evaluate.datasets import open_dataset as open_dataset
+    from ssl_bench.leaderboards.paired import compare as compare
+    from ssl_bench.leaderboards.published import published as published
     from ssl_bench.leaderboards.record import Record
+    from ssl_bench.leaderboards.store import Results
     from ssl_bench.leaderboards.store import load_results as load_results
-    from ssl_bench.leaderboards.table import leaderboard as leaderboard
 
 __version__ = "0.1.0.dev0"
-__all__ = ["UserError", "leaderboard", "load_results", "open_checkpoint", "open_dataset", "run", "train"]
+__all__ = [
+    "UserError",
+    "compare",
+    "leaderboard",
+    "load_results",
+    "open_checkpoint",
+    "open_dataset",
+    "published",
+    "run",
+    "train",
+]
 
 _HOME = {
     "UserError": "ssl_bench.errors",
     "open_checkpoint": "ssl_bench.evaluate.checkpoints",
     "open_dataset": "ssl_bench.evaluate.datasets",
+    "compare": "ssl_bench.leaderboards.paired",
     "load_results": "ssl_bench.leaderboards.store",
-    "leaderboard": "ssl_bench.leaderboards.table",
+    "published": "ssl_bench.leaderboards.published",
 }
 
 
@@ -63,6 +80,25 @@ def train(method: str, data: str | Path, out: str | Path, **options: Any) -> Pat
     _require_known(options, pretraining.Options, "train")
     options["settings"] = {key: _as_typed(entry) for key, entry in options.get("settings", {}).items()}
     return pretraining.train(method, data, out, pretraining.Options(**options))
+
+
+def leaderboard(
+    of: str | Results | None = None, results: Results | None = None, *, diff: bool = False
+) -> pandas.DataFrame:
+    """All records (`leaderboard()`, or some: `leaderboard(results)`), or a paper's table with ours beside its numbers.
+
+    `leaderboard("moca:8", diff=True)` has a row a number that was measured. What to read beneath is in
+    `frame.attrs["notes"]`, and `ssl_bench.leaderboards.table.render` prints it all.
+    """
+    from ssl_bench.errors import UserError
+    from ssl_bench.leaderboards import beside, store, table
+
+    if isinstance(of, str):
+        shown = store.load_results() if results is None else results
+        return beside.differences(of, shown) if diff else beside.paper_table(of, shown)
+    if diff or results is not None:
+        raise UserError('leaderboard: expected a paper\'s table first, as in leaderboard("moca:8", diff=True).')
+    return table.leaderboard(store.load_results() if of is None else of)
 
 
 def _require_known(options: dict[str, Any], fields_of: type, what: str) -> None:

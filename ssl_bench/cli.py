@@ -10,9 +10,13 @@ from typing import Annotated
 import typer
 
 from ssl_bench import __version__
+from ssl_bench.cli_check import check
+from ssl_bench.cli_compare import compare, sensitivity
+from ssl_bench.cli_report import report
 from ssl_bench.cli_show import Arch, CheckpointKey, show
 from ssl_bench.cli_stores import Json, cache_app, data_app, print_json, print_listing
-from ssl_bench.errors import UserError, unknown
+from ssl_bench.cli_tables import leaderboard, reproduce
+from ssl_bench.errors import UserError
 
 app = typer.Typer(
     name="ssl-bench",
@@ -223,7 +227,7 @@ def pretrain(
 
 @app.command()
 def ls(
-    kind: Annotated[str, typer.Argument(help="methods, protocols, recipes, datasets or results")],
+    kind: Annotated[str, typer.Argument(help="methods, protocols, recipes, datasets, tables or results")],
     as_json: Json = False,
 ) -> None:
     """List what there is."""
@@ -253,43 +257,14 @@ def inspect(
 
 
 app.command()(show)
+app.command()(report)
+app.command()(compare)
+app.command()(sensitivity)
+app.command()(check)
 
 
-@app.command()
-def leaderboard(
-    output: Annotated[str, typer.Option("--format", help="table, csv, md, latex or html")] = "table",
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", "-p", help="Only this protocol.")] = None,
-    as_json: Json = False,
-) -> None:
-    """All records as a table: a row a model, a column a protocol. Never mixes recipes, versions or data in a column."""
-    from ssl_bench import listing
-    from ssl_bench.leaderboards.store import load_results
-    from ssl_bench.leaderboards.table import FORMATS, render
-    from ssl_bench.leaderboards.table import leaderboard as build
-
-    if output not in FORMATS:
-        raise unknown("format", output, FORMATS)
-    results = load_results()
-    for path, problem in results.problems.items():
-        sys.stderr.write(f"ssl-bench: left out {path}: {problem}\n")
-    table = build(listing.fitting(results, dataset=dataset, protocol=protocol))
-    if as_json:
-        cells = table.attrs["cells"]
-        print_json(
-            {
-                "leaderboard": [{"model": row, **{c: cells[c].get(row) for c in cells}} for row in table.index],
-                "notes": table.attrs["notes"],
-            }
-        )
-        return
-    rendered = render(table, output)
-    if isinstance(rendered, str):
-        sys.stdout.write(rendered.rstrip("\n") + "\n")
-    else:
-        from ssl_bench import showing
-
-        showing.show(rendered)
+app.command()(leaderboard)
+app.command()(reproduce)
 
 
 @app.command()

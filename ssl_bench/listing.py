@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,51 @@ def datasets() -> list[Row]:
     return list(rows.values())
 
 
+def tables() -> list[Row]:
+    """A row a table of a paper: what its numbers need, and whether the data for all of them are here."""
+    from ssl_bench.leaderboards import tables as papers
+    from ssl_bench.reproducing import known_here
+
+    listed = []
+    for name, paper, number in papers.names():
+        table, lines = papers.find(name), papers.rows(paper, number)
+        printed = [
+            (column, line.cells[column.name]) for line in lines for column in table.columns if column.name in line.cells
+        ]
+        ways = [column.measure_of(cell) for column, cell in printed]
+        measures = [way for way in ways if not isinstance(way, str)]
+        trained = [pretraining.recipe for _, cell in printed if (pretraining := table.pretraining_of(cell))]
+        datasets = list(dict.fromkeys(measure.dataset for measure in measures if measure.dataset))
+        found = {dataset: known_here(dataset) for dataset in datasets}
+        absent = [f"no {dataset} in {places[0]}" for dataset, (here, places) in found.items() if not here]
+        never = Counter(way for way in ways if isinstance(way, str))
+        listed.append(
+            {
+                "name": name,
+                "title": table.title,
+                "numbers": len(printed),
+                "runs": list(dict.fromkeys(measure.recipe for measure in measures)),
+                "datasets": datasets,
+                "pretraining": list(dict.fromkeys(trained)),
+                "here": not absent and bool(measures),
+                "why_not": [*absent, *(f"{count} of {len(printed)}: {text}" for text, count in never.items())],
+            }
+        )
+    return listed
+
+
+def table_row(row: Row) -> Row:
+    """What fits a terminal of `tables`; `--json` has the rest."""
+    on = f" on {', '.join(row['datasets'])}" if row["datasets"] else ""
+    return {
+        "name": row["name"],
+        "title": row["title"],
+        "needs": ", ".join(row["runs"]) + on,
+        "pre-training": len(row["pretraining"]) or "-",
+        "missing": "; ".join(row["why_not"]) or "-",
+    }
+
+
 def results() -> list[Row]:
     """A row a record."""
     from ssl_bench.leaderboards.record import settings_text
@@ -140,5 +186,6 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "protocols": protocols,
     "recipes": recipes,
     "datasets": datasets,
+    "tables": tables,
     "results": results,
 }

@@ -337,8 +337,15 @@ def _record(task: _Task, scores: Scores, options: Options, *, started: datetime,
             for split, reading, features in subject.used(task.module.readings(subject, task.recipe))
         ],
         warnings=list(scores.warnings),
-        details=dict(scores.details),
+        details=_pretraining(checkpoint) | dict(scores.details),
     )
+
+
+def _pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `ssl-bench pretrain` says of its checkpoints, by which a published line of the same method is found."""
+    told = ("method", "recipe", "overrides", "data", "images", "seed", "epochs_done", "resolved_recipe")
+    origin = checkpoint.origin
+    return {"pretraining": {name: origin[name] for name in told if name in origin}} if "method" in origin else {}
 
 
 def _score_fields(score: Any) -> dict[str, Any]:
