@@ -5,16 +5,19 @@
     open_videos("/data/mine")        JPEGImages/[480p/]VIDEO/*.jpg, Annotations/[480p/]VIDEO/*.png; lists if there are
     open_videos("toy-davis")         the toy world in the same layout, made on first use
 
-Masks are read as davis2017-evaluation reads them. The objects are 1 to the highest number in the first mask: what has a
-higher number later on is background, and so is 255, void. A first mask of nothing but 0 and 255 is one of DAVIS 2016,
-with one object. Of palette files the index counts, not the color; of RGB files the color, which must be one of the
-usual palette's. The first frame needs a mask; the others have one each, or none at all (test-dev).
+Masks are read as davis2017-evaluation reads them (evaluate/video_masks.py). The objects are 1 to the highest number in
+the first mask: what has a higher number later on is background, and so is 255, void. A number below that the first mask
+lacks counts 100 in every frame without it; where more than half of them are lacking, the masks are refused. A first
+mask of nothing but 0 and 255 is one of DAVIS 2016, with one object. Of DAVIS 2017 with the lists of 2016 all objects
+are taken as one, which is not DAVIS 2016 where 2017 annotated more of them. The first frame needs a mask; the others
+have one each, or none at all (test-dev). Frames are in the order of their numbers: 2 comes before 10.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +29,9 @@ from PIL import Image
 from ssl_bench.errors import UserError
 from ssl_bench.evaluate.decoding import BrokenImage, is_image_name
 from ssl_bench.evaluate.splits import ImageFiles, Names, Split, name_of, shown
-from ssl_bench.evaluate.toy_masks import voc_palette
+from ssl_bench.evaluate.video_masks import VOID, Mask, mode_of, read_mask, size_of
 from ssl_bench.files import atomic_folder, cache_folder, data_folder, expanded
 from ssl_bench.progress import follow
-
-Mask = npt.NDArray[np.uint8]  # (H, W)
-VOID = 255
-PALETTE = voc_palette()  # (256, 3), with which davis2017-evaluation writes its masks
 
 VIDEOS: dict[str, str] = {
     "toy-davis": "the toy world: 2 + 10 videos of 24 frames with one to three moving objects",
@@ -73,43 +72,72 @@ class Objects:
     """The masks of one video: 0 is background, 1 to `count` are its objects. Read when asked for."""
 
     video: Video
-    count: int
     first: Mask
-    is_binary: bool  # every pixel that is not 0 is the object
-    absent: tuple[int, ...]  # numbers up to `count` that the first mask does not have
+    numbers: tuple[int, ...]  # in the file of the first mask, but 0 and void; none in one of 0 and 255 alone
+    has_void: bool  # the first mask shows 255 and numbers, so 255 is void
     late: set[int] = field(default_factory=set)  # higher numbers seen so far, which are background
+    only_void: set[int] = field(default_factory=set)  # frames seen so far with no object, but 255 first seen here
+
+    @property
+    def is_binary(self) -> bool:
+        """Every pixel that is not 0 is the object."""
+        return not self.numbers
+
+    @property
+    def count(self) -> int:
+        """How many objects there are."""
+        return 1 if self.is_binary or self.video.merged else max(self.numbers)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Numbers up to `count` that the first mask does not have."""
+        return tuple(sorted(set(range(1, self.count)) - set(self.numbers)))
 
     def mask(self, frame: int) -> Mask:
         """Of one frame, counted from 0."""
         path = self.video.masks[frame]
-        values = _read(path)
+        values = read_mask(path)
         if values.shape != self.first.shape:
             raise _of_another_size(path, values.shape[::-1], self.video.masks[0], self.first.shape[::-1])
         if self.is_binary:
             return np.asarray(values > 0, np.uint8)
+        known = np.where(values == VOID, 0, values).astype(np.uint8)
+        if not self.has_void and not known.any() and values.any():
+            self.only_void.add(frame)
         if self.video.merged:
-            return np.asarray((values > 0) & (values != VOID), np.uint8)
-        self.late.update(np.unique(values[(values > self.count) & (values != VOID)]).tolist())
-        return np.asarray(np.where(values > self.count, 0, values), np.uint8)
+            return np.asarray(known > 0, np.uint8)
+        self.late.update(np.unique(known[known > self.count]).tolist())
+        return np.asarray(np.where(known > self.count, 0, known), np.uint8)
+
+
+_MEND = {  # by the mode of the mask
+    "L": "These look like the gray values of a mask that had colors: save it with its palette.",
+    "P": "If they are classes, give the objects of every video numbers from 1 on, in all of its masks.",
+    "RGB": "Give the objects the first colors of the palette, in all masks of the video.",
+}
 
 
 def read_objects(video: Video) -> Objects:
     """What the first mask says: how many objects there are, and where."""
     path = video.masks[0]
-    values = _read(path)
-    numbers = np.setdiff1d(values, [0, VOID]).tolist()
-    is_binary = not numbers and bool((values == VOID).any())
-    if not numbers and not is_binary:
+    values = read_mask(path)
+    if not values.any():
         raise UserError(f"{path} shows no object, so there is nothing to follow. Expected at least one; leave it out.")
-    count = 1 if is_binary or video.merged else max(numbers)
-    absent = tuple(sorted(set(range(1, count)) - set(numbers)))
-    if 2 * len(absent) > count and _mode(path) == "L":
+    numbers = tuple(np.setdiff1d(values, [0, VOID]).tolist())
+    objects = Objects(video, values, numbers, bool(numbers) and bool((values == VOID).any()))
+    if 2 * len(objects.absent) > objects.count:
         raise UserError(
-            f"{path} numbers its objects {shown(map(str, numbers))}. Expected 1, 2, 3, ...: these look like the gray "
-            "values of a mask that had colors. Save it with its palette."
+            f"{path} numbers its objects {shown(map(str, numbers))}. Expected 1, 2, 3, ...: each number that is left "
+            f"out would count as an object that is found wherever it is absent. {_MEND[mode_of(path)]}"
         )
-    objects = Objects(video, count, values, is_binary, () if video.merged else absent)
     objects.first = objects.mask(0)
+    if len(video.masks) > 1:
+        objects.mask(1)  # shows whether the others are written in the same way
+    if objects.only_void:
+        raise UserError(
+            f"{path} shows numbers ({shown(map(str, numbers))}), and {video.masks[1]} nothing but 255, which is void. "
+            "Expected the same numbers in all masks; of one object save all with 0 and 1, or all with 0 and 255."
+        )
     return objects
 
 
@@ -123,7 +151,7 @@ class FrameFiles:
     def image(self, index: int) -> Image.Image:
         """Read, decode and measure one frame."""
         image = self.files.image(index)
-        if image.size != (expected := _size(self.masks[index])):
+        if image.size != (expected := size_of(self.masks[index])):
             reason = f"it has {_sides(image.size)}, and its mask {self.masks[index]} has {_sides(expected)}"
             raise BrokenImage(self.path(index), reason)
         return image
@@ -170,13 +198,15 @@ class Videos:
         return replace(self, splits=splits, videos=videos)
 
     def verify(self, split: str) -> None:
-        """Read the headers of all files: the frames and masks of a video must have one size."""
+        """Read the headers of all files: frames and masks of a video must have one size, and masks hold numbers."""
         source = self.splits[split].source
         assert isinstance(source, FrameFiles)
         for video in self.videos[split]:
-            expected = _size(video.masks[0])
+            expected = size_of(video.masks[0])
+            for path in video.masks:
+                mode_of(path)  # raises
             for path in (*video.masks[1:], *(source.path(index) for index in video.frames)):
-                if (size := _size(path)) != expected:
+                if (size := size_of(path)) != expected:
                     raise _of_another_size(path, size, video.masks[0], expected)
 
 
@@ -202,7 +232,12 @@ def open_videos(spec: str) -> Videos:
 def looks_like_videos(root: Path) -> bool:
     """Whether frames and masks lie in folders, which they do not in PASCAL VOC."""
     folders = (root / "JPEGImages", root / "Annotations")
-    return all(folder.is_dir() and any(child.is_dir() for child in folder.iterdir()) for folder in folders)
+    return all(folder.is_dir() and _folders(folder) for folder in folders)
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, but hidden ones: `.cache` is no video."""
+    return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def _has_lists(root: Path, year: str) -> bool:
@@ -238,7 +273,9 @@ def _open_root(root: Path, name: str, lists: str | None, *, merged: bool = False
     """All splits that are listed; without lists, all folders of frames as val."""
     frames, masks = (_resolution(root / kind) for kind in ("JPEGImages", "Annotations"))
     if lists is None:
-        named = {"val": sorted(child.name for child in frames.iterdir() if child.is_dir())}
+        if not (found := _folders(frames)):
+            raise UserError(f"{frames} has no folder with the frames of a video. {_EXPECTED}.")
+        named = {"val": found}
     else:
         files = {split: root / "ImageSets" / lists / f"{split}.txt" for split in _SPLITS}
         named = {split: _names(path) for split, path in files.items() if path.is_file()}
@@ -260,7 +297,11 @@ def _resolution(folder: Path) -> Path:
 
 def _names(path: Path) -> list[str]:
     """A name a line; in DAVIS 2016's lists the paths of a frame and its mask, /JPEGImages/480p/NAME/00000.jpg ..."""
-    lines = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8. Expected a name a line; save it as UTF-8.") from error
+    lines = [line.split()[0] for line in text.splitlines() if line.strip()]
     names = list(dict.fromkeys(Path(line).parent.name if "/" in line else line for line in lines))
     if not names:
         raise UserError(f"{path} names no video. Expected a name a line.")
@@ -292,11 +333,20 @@ def _files(folder: Path, wanted: Callable[[str], bool]) -> dict[str, str]:
     """Files by their names without suffix, in order."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}. Expected the files of this video; complete it, or its list.")
-    names = sorted(entry.name for entry in folder.iterdir() if wanted(entry.name))
+    names = [entry.name for entry in folder.iterdir() if wanted(entry.name)]
     by_stem = {name.rpartition(".")[0]: name for name in names}
     if len(by_stem) < len(names):
         raise UserError(f"{folder} has several files of one name, such as 00000.jpg and 00000.png. Remove one of them.")
-    return by_stem
+    return {stem: by_stem[stem] for stem in _ordered(by_stem)}
+
+
+def _ordered(stems: Iterable[str]) -> list[str]:
+    """By their number where that is all in which they differ, so that 2 comes before 10; as text otherwise."""
+    ordered = sorted(stems)
+    parts = [re.fullmatch(r"(.*?)([0-9]+)([^0-9]*)", stem) for stem in ordered]
+    numbers = {stem: int(part[2]) for stem, part in zip(ordered, parts, strict=True) if part}
+    around = {(part[1], part[3]) if part else None for part in parts}
+    return sorted(ordered, key=numbers.__getitem__) if len(around) == 1 and None not in around else ordered
 
 
 def _own_masks(images: dict[str, str], annotated: dict[str, str], frames: Path, masks: Path) -> tuple[str, ...]:
@@ -316,21 +366,7 @@ def _own_masks(images: dict[str, str], annotated: dict[str, str], frames: Path, 
             f"{len(missing):,} of {len(images):,} frames of {frames} have no mask in {masks}: {shown(missing)}. "
             "Expected a mask for every frame, or for the first alone; complete them."
         )
-    return tuple(str(masks / file) for file in annotated.values())
-
-
-def _mode(path: str) -> str:
-    with Image.open(path) as image:
-        return image.mode
-
-
-def _size(path: str) -> tuple[int, int]:
-    """Width and height, from the file's header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenImage(path, f"its header cannot be read ({error})") from error
+    return tuple(str(masks / annotated[stem]) for stem in images if stem in annotated)
 
 
 def _sides(size: tuple[int, ...]) -> str:
@@ -342,36 +378,3 @@ def _of_another_size(path: str, size: tuple[int, ...], first: str, expected: tup
         f"{path} has {_sides(size)}, and {first} has {_sides(expected)}. Expected all frames and masks of a video in "
         "one size; export them again."
     )
-
-
-def _read(path: str) -> Mask:
-    """The numbers in a mask's file."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            form = {"P": None, "L": None, "1": "L", "RGB": "RGB", "RGBA": "RGB"}.get(mode, "")
-            pixels = np.array(image.convert(form) if form else image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BrokenImage(path, f"the mask cannot be read ({error})") from error
-    if form == "":
-        raise UserError(f"{path} is a mask of mode {mode}. Expected a palette, or 8 bits of gray, a number an object.")
-    return _indices(pixels, path) if form == "RGB" else pixels
-
-
-def _indices(colors: npt.NDArray[np.uint8], path: str) -> Mask:
-    """Of RGB, the place of each color in the palette; DAVIS' own has 191 where others have 192, and white is 255."""
-    packed = colors.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    known = {int(color @ np.array([1 << 16, 1 << 8, 1])): index for index, color in enumerate(PALETTE.astype(np.int64))}
-    known |= {_with_191(color): index for index, color in enumerate(PALETTE[:22].tolist())} | {0xFFFFFF: VOID}
-    values, inverse = np.unique(packed, return_inverse=True)
-    if strange := [f"#{value:06x}" for value in values.tolist() if value not in known]:
-        raise UserError(
-            f"{path} is an RGB image with {len(strange):,} colors that the palette of DAVIS has not: {shown(strange)}. "
-            "Expected a palette file, whose numbers say which object a pixel is of; save it without smoothing."
-        )
-    return np.array([known[value] for value in values.tolist()], np.uint8)[inverse].reshape(colors.shape[:2])
-
-
-def _with_191(color: Sequence[int]) -> int:
-    red, green, blue = (191 if value == 192 else value for value in color)
-    return red << 16 | green << 8 | blue

@@ -18,9 +18,11 @@ masks/VIDEO/00000.png with a palette, which davis2017-evaluation reads, and for 
 overlays/VIDEO.png: colors are what was found, white lines what is true.
 
 Departures from the script: frames are resized by the same rule (bilinear, no antialiasing, to 8 bits), but not by
-OpenCV, whose fixed-point arithmetic differs by a gray level here and there. Void (255) in a first mask is background,
-as it is for davis2017-evaluation, and not object number 255. A network that was not trained with ImageNet's mean and
-standard deviation keeps its own.
+OpenCV, whose fixed-point arithmetic differs by a gray level here and there. For square frames the script's read_seg
+turns the grid by 90 degrees against that of read_frame; here masks follow the frames. Void (255) in a first mask is
+background, as it is for davis2017-evaluation, and not object number 255. An object with the same share everywhere does
+not take the whole frame (hard_mask). A network that was not trained with ImageNet's mean and standard deviation keeps
+its own.
 """
 
 from __future__ import annotations
@@ -47,9 +49,11 @@ from ssl_bench.evaluate.features import DTYPES
 from ssl_bench.evaluate.hardware import choose_attention
 from ssl_bench.evaluate.loading import load
 from ssl_bench.evaluate.readings import Reading
+from ssl_bench.evaluate.splits import shown
 from ssl_bench.evaluate.subject import Score, Scores, Subject
+from ssl_bench.evaluate.video_masks import PALETTE, Mask, mask_png
 from ssl_bench.evaluate.video_measures import Summary, boundaries, measure_frame, summary
-from ssl_bench.evaluate.videos import PALETTE, Mask, Objects, Video, Videos, read_objects
+from ssl_bench.evaluate.videos import Objects, Video, Videos, read_objects
 from ssl_bench.progress import bar
 from ssl_bench.protocols.propagation import Rule, hard_mask, propagated, soft_mask
 
@@ -272,15 +276,16 @@ def _measured(
     objects: Objects, found: Sequence[Mask], grid: tuple[int, int], patch: int
 ) -> tuple[list[Summary], list[Summary], list[float]]:
     """J and F of every object, and the grid's bound; nothing where there is no frame between the first and the last."""
-    video = objects.video
-    if not video.is_annotated or len(found) < 3:
-        return [], [], []
     values, bounds = [], []
-    for frame in range(1, len(found) - 1):
+    for frame in range(1, len(objects.video.masks)):
         truth = objects.mask(frame)
+        if frame == len(found) - 1:
+            break  # it was read for what appears in it, and is not counted
         values.append(measure_frame(truth, found[frame], objects.count))
         shrunk = hard_mask(soft_mask(truth, objects.count, grid), patch, truth.shape[::-1])
         bounds.append(measure_frame(truth, shrunk, objects.count))
+    if not values:
+        return [], [], []
     j, f = ([summary(np.array(each)) for each in zip(*measure, strict=True)] for measure in zip(*values, strict=True))
     return j, f, np.array(bounds).mean(axis=(0, 1)).tolist()
 
@@ -292,31 +297,46 @@ def run(subject: Subject, recipe: Recipe) -> Scores:
     split = _split(subject)
     for each in follow(subject, recipe):
         for stem, mask in zip(each.video.stems, each.found, strict=True):
-            files[f"masks/{each.video.name}/{stem}.png"] = palette_png(mask)
+            files[f"masks/{each.video.name}/{stem}.png"] = mask_png(mask)
         if len(followed) < OVERLAYS:
-            files[f"overlays/{each.video.name}.png"] = _png(overlay(each, subject))
+            files[f"overlays/{each.video.name}.png"] = overlay(each, subject)
         each.found.clear()  # they are in the files now
         followed.append(each)
-    unscored = [each.video.name for each in followed if not each.j]
-    counted = [each for each in followed if each.j]
-    warnings = []
-    if unscored:
-        warnings.append(
-            f"{len(unscored)} of {len(followed)} videos have nothing to compare with: masks of their first frame "
-            "alone, or no frame between the first and the last. Their masks are written, and they count nowhere."
-        )
     details = {
         "split": split,
-        "not_counted": unscored,
+        "not_counted": [each.video.name for each in followed if not each.j],
         "normalization": dict(zip(("mean", "std"), _normalization(subject, recipe), strict=True)),
         "videos": {each.video.name: _described(each) for each in followed},
     }
     frames = sum(len(each.video.frames) for each in followed)
-    metrics, main = _metrics(counted), "jf_mean"
-    if not counted:  # test-dev: the masks are for the evaluation server
+    metrics, main = _metrics(followed), "jf_mean"
+    if not metrics:  # test-dev: the masks are for the evaluation server
         metrics, main = {"frames_followed": Score(float(frames), len(followed))}, "frames_followed"
-    evaluated = {split: frames}
-    return Scores(metrics, main, details=details, warnings=tuple(warnings), files=files, evaluated=evaluated)
+    warnings, evaluated = _warnings(followed), {split: frames}
+    return Scores(metrics, main, details=details, warnings=warnings, files=files, evaluated=evaluated)
+
+
+def _warnings(followed: Sequence[Followed]) -> tuple[str, ...]:
+    """What makes a score another than it seems to be, in totals."""
+    unscored = sum(not each.j for each in followed)
+    total = sum(each.objects.count for each in followed)
+    lost = sum(len(each.lost) for each in followed)
+    absent = sum(len(each.objects.absent) for each in followed)
+    late = sum(len(each.objects.late) for each in followed)
+    void = [f"{each.video.name}/{each.video.stems[k]}" for each in followed for k in sorted(each.objects.only_void)]
+    merged = sum(each.video.merged and len(each.objects.numbers) > 1 for each in followed)
+    told = {
+        f"{unscored} of {len(followed)} videos have nothing to compare with: masks of their first frame alone, or no "
+        "frame between the first and the last. Their masks are written, and they count nowhere.": unscored,
+        f"{lost} of {total} objects cover the middle of no token in the first frame, and cannot be followed; {absent} "
+        f"of {total} objects are numbers that the first mask lacks, and each counts 100 where it is absent, as in "
+        f"davis2017-evaluation; {late} more appear later, and count as background.": lost + absent + late,
+        f"{len(void)} masks show nothing but 255, which is void, though the first mask of their video has none "
+        f"({shown(void)}). Objects count as absent there; if 255 is meant for one, give it its number.": len(void),
+        f"{merged} of {len(followed)} videos have several objects, taken as one. Where DAVIS 2017 annotated more of "
+        "them than DAVIS 2016, this is not the benchmark of 2016.": merged,
+    }
+    return tuple(text for text, count in told.items() if count)
 
 
 def _metrics(followed: Sequence[Followed]) -> dict[str, Score]:
@@ -326,7 +346,7 @@ def _metrics(followed: Sequence[Followed]) -> dict[str, Score]:
 
 
 def _values(each: Followed) -> list[dict[str, float]]:
-    """Of every object of a video, all measures by name."""
+    """Of every object of a video, all measures by name; of none where nothing was compared."""
     rows = []
     for j, f, bound in zip(each.j, each.f, each.bound, strict=True):
         named = {f"{letter}_{name}": value for letter, of in (("j", j), ("f", f)) for name, value in vars(of).items()}
@@ -360,15 +380,8 @@ _STRIP = 4  # frames of it
 _STRIP_PX = 240  # their height
 
 
-def palette_png(mask: Mask) -> bytes:
-    """Labels as davis2017-evaluation writes and reads them."""
-    image = Image.fromarray(mask)
-    image.putpalette(PALETTE.tobytes())
-    return _png(image)
-
-
-def overlay(each: Followed, subject: Subject) -> Image.Image:
-    """A few frames from the first to the last, with what was found in color, and what is true as white lines."""
+def overlay(each: Followed, subject: Subject) -> bytes:
+    """A few frames from the first to the last, with what was found in color, and what is true as white lines; PNG."""
     split, parts = subject.split(_split(subject)), []
     for frame in np.linspace(0, len(each.found) - 1, min(_STRIP, len(each.found))).round().astype(int).tolist():
         image, found = split.image(each.video.frames[frame]), each.found[frame]
@@ -383,10 +396,5 @@ def overlay(each: Followed, subject: Subject) -> Image.Image:
     strip = Image.new("RGB", (sum(part.width for part in parts), _STRIP_PX))
     for place, part in enumerate(parts):
         strip.paste(part, (place * part.width, 0))
-    return strip
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, format="PNG")
+    strip.save(content := io.BytesIO(), format="PNG")
     return content.getvalue()

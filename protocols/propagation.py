@@ -2,8 +2,10 @@
 
 A token of the new frame looks at the tokens of the first frame and of the last few ones that are no further away than
 a radius, in rows and in columns. Its k most similar ones (cosine), over all those frames together, pass their masks on,
-with weights exp(cosine / temperature) that add up to 1. Whatever is as similar as the k-th counts as well, so that
-the order of equally similar tokens never matters; and what lies outside of the grid is never chosen.
+with weights exp(cosine / temperature) that add up to 1. Whatever is as similar as the k-th counts as well, so that no
+order decides between equally similar tokens; and what lies outside of the grid is never chosen. As in the script,
+equal means equal in the last bit: a matrix product may round the same two tokens otherwise at another place of a tile,
+and then some of what is tied counts, and some does not.
 
 The script computes all N x N similarities and then multiplies most of them with 0. Here a tile of the new frame meets
 one row of the other frames at a time, and of that row only what some token of the tile can see: fast matrix products,
@@ -176,7 +178,8 @@ def hard_mask(soft: Tensor, patch_px: int, size: tuple[int, int]) -> npt.NDArray
     """Labels of a frame of width, height `size`: enlarged by the patch (bilinear), every class brought to 0 ... 1, the
     largest taken (the first of several), and the result resized (nearest).
 
-    A class that is everywhere the same, but not 0, becomes 0 / 0 in the script, which then counts as the largest.
+    A class that is everywhere the same, but not 0, becomes 0 / 0 in the script, and NaN takes the whole frame. Here it
+    is 1 everywhere, and leaves to the classes before it the places where they are largest.
     """
     height, width = (patch_px * side for side in soft.shape[:2])
     large = F.interpolate(soft.permute(2, 0, 1)[None], size=(height, width), mode="bilinear", align_corners=False)[0]

@@ -155,6 +155,10 @@ def test_soft_masks_become_labels_as_in_the_script(patch):
     assert hard_mask(torch.zeros(2, 2, 3), patch, (9, 9)).max() == 0
     everywhere = torch.tensor([0.0, 1.0]).expand(2, 2, 2)
     assert hard_mask(everywhere, patch, (9, 9)).min() == 1
+    # The script divides 0 by 0, and NaN is largest everywhere; here the background keeps the place of its maximum.
+    share, size = torch.tensor([[[0.75, 0.25], [0.5, 0.25]]]), (2 * patch, patch)
+    assert script_mask(share.clone(), patch, size).min() == 1
+    assert hard_mask(share, patch, size)[0, [0, -1]].tolist() == [0, 1]
 
 
 def test_labels_become_soft_masks_at_the_middle_of_tokens():
@@ -308,6 +312,39 @@ def test_files_are_what_the_official_evaluator_reads(tried):
     assert len(inside) > 10
 
 
+def test_numbers_are_of_the_network_that_ran(tried):
+    """The grid in rows and columns, and the precision that was asked for."""
+    root, _, scores = tried
+    assert {name: each["grid"] for name, each in scores.details["videos"].items()} == {
+        "a": [16, 12],  # 48 x 64 px of frame, upright
+        "b": [12, 16],
+        "short": [12, 16],
+    }
+    seen = []
+
+    class Multiplying(Oracle):
+        def forward(self, images, *, layers=(-1,), norm=True):
+            seen.append((images @ images.transpose(2, 3)).dtype)
+            return super().forward(images)
+
+    row = recipe(short_side_px=48, multiple_px=16)
+    for dtype in ("bf16", "fp32"):
+        one = subject(root, Multiplying(), dtype=dtype, batch_size=99)
+        list(davis._tokens(one, row, "val", one.dataset.videos["val"]))
+    assert seen == [torch.bfloat16] * 3 + [torch.float32] * 3  # a batch a video
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 9, 10, 12])
+def test_a_short_video_needs_fewer_places_and_loses_no_source(length):
+    rule = recipe(radius=2).rule(length)
+    assert rule == Rule(min(7, max(length - 2, 0)), 2, 5, 0.1)
+    tokens, first = [noise(4, 5, 3, seed=k) for k in range(length)], noise(4, 5, 2).abs()
+    found, expected = (list(propagated(iter(tokens), first, each)) for each in (rule, Rule(7, 2, 5, 0.1)))
+    assert len(found) == length - 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
 def test_batches_change_nothing(tried):
     root, _, scores = tried
     again = run(subject(root, Oracle(), batch_size=1), recipe(short_side_px=48, multiple_px=16))
@@ -327,7 +364,7 @@ def test_masks_of_the_first_frame_alone_are_followed_for_an_evaluation_server(tm
 
 
 def test_objects_that_appear_vanish_or_are_too_small(tmp_path):
-    """Nothing is dropped in silence: see the details. Object 2 is not in the first mask, and 4 appears later."""
+    """Nothing is dropped in silence. Object 2 is not in the first mask, and 4 appears later."""
     masks = [mask_of(1, 3), mask_of(1, 3, 2, 4), mask_of(0, 3), mask_of(1, 3)]
     masks = [np.kron(mask, np.ones((8, 8), np.uint8)) for mask in masks]
     masks[0][0, 40] = 4  # one pixel
@@ -343,6 +380,40 @@ def test_objects_that_appear_vanish_or_are_too_small(tmp_path):
     assert [len(each["objects"]) for each in (a, b)] == [4, 3]
     # Never found: 0 where it is there (frame 1), and 1 where it is not (frame 2).
     assert [each["j_mean"] for each in (a["objects"][1], a["objects"][3], b["objects"][1])] == [50, 50, 50]
+    (warning,) = scores.warnings
+    assert "1 of 7 objects cover the middle of no token" in warning
+    assert "2 of 7 objects are numbers that the first mask lacks, and each counts 100 where it is absent" in warning
+    assert "1 more appear later, and count as background" in warning
+
+
+@pytest.mark.parametrize("drawn", [0, 8])
+def test_what_is_told_does_not_depend_on_pictures(drawn, tmp_path, monkeypatch):
+    """An object that appears in the last frame alone, of a video that is scored and of one that is too short."""
+    monkeypatch.setattr(davis, "OVERLAYS", drawn)
+    large = [np.kron(mask_of(*numbers), np.ones((8, 8), np.uint8)) for numbers in ((1,), (1,), (1, 2))]
+    add_video(tmp_path, "long", large, size=(64, 48))
+    add_video(tmp_path, "short", large[1:], size=(64, 48))
+    scores = run(subject(tmp_path), recipe(short_side_px=48, multiple_px=16))
+    late = [scores.details["videos"][name]["objects_that_appear_later"] for name in ("long", "short")]
+    assert late == [[2], [2]]
+    assert any("2 more appear later" in warning for warning in scores.warnings)
+    assert sum(name.startswith("overlays") for name in scores.files) == min(drawn, 2)
+    assert scores.metrics["jf_mean"].n == 1
+
+
+def test_void_and_merged_objects_are_told(tmp_path, monkeypatch):
+    for name, masks in {"two": [(1, 2), (1, 2), (2,), (1,)], "one": [(1,), (1,), (255,), (1,)]}.items():
+        large = [np.kron(mask_of(*numbers), np.ones((8, 8), np.uint8)) for numbers in masks]
+        add_video(tmp_path / "davis-2017", name, large, size=(64, 48))
+    for year in ("2016", "2017"):
+        add_list(tmp_path / "davis-2017", f"{year}/val.txt", "two", "one")
+    monkeypatch.setenv("SSL_BENCH_DATA", str(tmp_path))
+    row = recipe(short_side_px=48, multiple_px=16)
+    void, merged = run(subject(open_videos("davis-2016")), row).warnings
+    assert "1 masks show nothing but 255" in void
+    assert "(one/00002)" in void
+    assert "1 of 2 videos have several objects, taken as one" in merged
+    assert run(subject(open_videos("davis-2017")), row).warnings == (void,)
 
 
 # What the network sees -----------------------------------------------------------------------------------------------

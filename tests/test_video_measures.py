@@ -120,6 +120,8 @@ def test_boundaries_lie_half_a_pixel_towards_the_origin():
     [
         (1, [0], [0]),
         (2, [0], [1]),  # borders at 0, 0.25, .5 (up), .75, 1
+        (3, [0, 1], [2]),  # at 0, .5 (up), 1, 1.5 (up), 2: halves always go up, not to the even number
+        (7, [0, 1, 2], [5, 6]),  # at 0, 1.5 (up), 3, 4.5 (up), 6
         (4, [0, 1], [2, 3]),
         (10, [0, 1, 2], [7, 8, 9]),
         (300, list(range(76)), list(range(224, 300))),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate import videos as videos_module
 from ssl_bench.evaluate.decoding import BrokenImage
-from ssl_bench.evaluate.videos import PALETTE, looks_like_videos, open_videos, read_objects
+from ssl_bench.evaluate.video_masks import PALETTE, mask_png, read_mask
+from ssl_bench.evaluate.videos import looks_like_videos, open_videos, read_objects
 
 HEIGHT, WIDTH = 6, 8
 
@@ -88,9 +94,10 @@ def test_davis_2016_is_one_object_a_video(data):
     davis_2017(data / "DAVIS")  # the masks of 2017 with the lists of 2016
     videos = open_videos("davis-2016")
     assert [video.name for video in videos.videos["val"]] == ["boat", "bear"]
+    save_mask(data / "DAVIS/Annotations/480p/bear/00001.png", mask_of(1, 2, 255))  # void is no part of the object
     objects = read_objects(videos.videos["val"][1])
-    assert (objects.count, objects.absent) == (1, ())
-    np.testing.assert_array_equal(objects.mask(1), mask_of(1, 1))
+    assert (objects.count, objects.absent, objects.numbers) == (1, (), (1, 2))
+    np.testing.assert_array_equal(objects.mask(1), mask_of(1, 1, 0))
     # DAVIS 2016 itself, which wins: 0 and 255, and lists of paths
     add_video(data / "davis-2016", "goat", [mask_of(255, 255), mask_of(255), mask_of()])
     add_list(data / "davis-2016", "480p/val.txt", *(f"/JPEGImages/480p/goat/0000{k}.jpg /x/{k}.png" for k in range(3)))
@@ -113,6 +120,39 @@ def test_any_folder_of_frames_and_masks(resolution, tmp_path):
     assert videos.name == tmp_path.name
     assert [video.name for video in videos.videos["val"]] == ["a", "b"]
     assert list(videos.splits) == ["val"]
+
+
+@pytest.mark.parametrize(
+    "stems",  # in order
+    [
+        ["0", "1", "2", "9", "10", "11", "100"],
+        ["frame8_left", "frame9_left", "frame10_left"],
+        ["00008", "00009", "00010"],
+        ["v2_9", "v2_10"],
+        ["0a", "10", "1f", "a1"],  # they differ in more than a number: as text
+        ["b-12", "b-2", "c-1"],
+    ],
+)
+def test_frames_are_in_the_order_of_their_numbers(stems, tmp_path):
+    for number, stem in sorted(enumerate(stems), key=lambda each: -each[0]):
+        frame = tmp_path / f"JPEGImages/a/{stem}.png"
+        frame.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (WIDTH, HEIGHT), number).save(frame)
+        mask = mask_of(1)
+        mask[5, 0] = number > 3
+        save_mask(tmp_path / f"Annotations/a/{stem}.png", mask)
+    videos = open_videos(str(tmp_path))
+    (video,) = videos.videos["val"]
+    assert list(video.stems) == stems
+    assert [videos.splits["val"].image(k).getpixel((0, 0))[0] for k in video.frames] == list(range(len(stems)))
+    assert [path.rpartition("/")[2] for path in video.masks] == [f"{stem}.png" for stem in stems]
+    assert [int(read_objects(video).mask(k)[5, 0]) for k in video.frames] == [int(k > 3) for k in video.frames]
+
+
+def test_masks_are_paired_with_frames_by_name():
+    """Whatever the order in which either is listed."""
+    images, masks = {"1": "1.jpg", "2": "2.jpg"}, {"2": "2.PNG", "1": "1.png"}
+    assert videos_module._own_masks(images, masks, Path("frames"), Path("m")) == ("m/1.png", "m/2.PNG")
 
 
 def test_what_is_told_of_a_limit_and_of_identity(tmp_path):
@@ -150,15 +190,17 @@ def test_objects_are_those_of_the_first_mask(tmp_path):
 
 
 def test_rgb_masks_are_read_by_their_colors(tmp_path):
-    add_video(tmp_path, "a", [mask_of(1, 9, 255)] * 2)
+    several = (20, *range(1, 20, 2))  # half of the numbers up to 20
+    wide = np.full((2, len(several)), several, np.uint8)
+    add_video(tmp_path, "a", [wide] * 2)
     path = tmp_path / "Annotations/480p/a/00000.png"
-    colors = PALETTE[mask_of(1, 9, 20)]
-    assert colors[1, 1].tolist() == [192, 0, 0]
+    colors = PALETTE[wide]
+    assert colors[1, several.index(9)].tolist() == [192, 0, 0]
     for value in (192, 191):  # DAVIS' own files have 191
         save_mask(path, np.where(colors == 192, value, colors).astype(np.uint8), mode="RGB")
         objects = read_objects(open_videos(str(tmp_path)).videos["val"][0])
-        np.testing.assert_array_equal(objects.first, mask_of(1, 9, 20))
-    white = np.where(mask_of(255)[..., None] > 0, np.uint8([255, 255, 255, 255]), np.uint8([0, 0, 0, 255]))
+        np.testing.assert_array_equal(objects.first, wide)
+    white = np.where(wide[..., None] > 10, np.uint8([255, 255, 255, 255]), np.uint8([0, 0, 0, 255]))
     save_mask(path, white, mode="RGBA")
     objects = read_objects(open_videos(str(tmp_path)).videos["val"][0])
     assert objects.is_binary
@@ -183,10 +225,10 @@ def test_masks_of_other_modes(tmp_path):
     with pytest.raises(UserError, match=r"00000.png is a mask of mode I"):
         read()
     save_mask(path, mask_of(38, 75), mode="L")  # the luminance of red and green
-    with pytest.raises(UserError, match=r"00000.png numbers its objects 38, 75.*Save it with its palette"):
+    with pytest.raises(UserError, match=r"00000.png numbers its objects 38, 75.*save it with its palette"):
         read()
-    save_mask(path, mask_of(3))  # with a palette it is number 3
-    assert read().count == 3
+    save_mask(path, mask_of(2))  # one of the two numbers up to 2
+    assert (read().count, read().absent) == (2, (1,))
     for empty in (mask_of(), mask_of(0, 0)):
         save_mask(path, empty)
         with pytest.raises(UserError, match=r"00000.png shows no object"):
@@ -194,6 +236,77 @@ def test_masks_of_other_modes(tmp_path):
     path.write_bytes(b"no image")
     with pytest.raises(BrokenImage, match=r"00000.png.*the mask cannot be read"):
         read()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "mode", "advice"),
+    [
+        ((15,), "P", "from 1 on, in all of its masks"),  # a person, in PASCAL VOC
+        ((3,), "P", "from 1 on"),
+        ((1, 5), "P", "from 1 on"),
+        ((1, 5), "L", "with its palette"),
+        ((1, 5), "RGB", "the first colors of the palette"),
+    ],
+)
+def test_numbers_with_gaps_are_refused(numbers, mode, advice, tmp_path):
+    """Each number below the highest that is nowhere would count 100, whatever was found."""
+    add_video(tmp_path, "a", [mask_of(*numbers)] * 3)
+    mask = mask_of(*numbers)
+    save_mask(tmp_path / "Annotations/480p/a/00000.png", PALETTE[mask] if mode == "RGB" else mask, mode=mode)
+    with pytest.raises(UserError, match=rf"00000.png numbers its objects {numbers[0]}.*{advice}"):
+        read_objects(open_videos(str(tmp_path)).videos["val"][0])
+    save_mask(tmp_path / "Annotations/480p/a/00000.png", mask_of(1, 4, 2))  # the 3 alone is absent
+    assert read_objects(open_videos(str(tmp_path)).videos["val"][0]).absent == (3,)
+
+
+def test_void_is_not_the_object(tmp_path):
+    """An object that is 1 in the first mask and 255 later on would vanish; where 255 is known to be void, it may."""
+    for name, masks in {
+        "y": [mask_of(1), mask_of(255), mask_of(255)],
+        "z": [mask_of(1, 2), mask_of(255), mask_of(255)],
+        "b": [mask_of(1), mask_of(0), mask_of(255)],
+        "c": [mask_of(1, 255), mask_of(0, 255), mask_of(255)],
+        "d": [mask_of(1), mask_of(1, 255), mask_of()],
+        "e": [mask_of(1, 2), mask_of(2), mask_of(255)],
+        "f": [mask_of(255), mask_of(1), mask_of(255)],
+    }.items():
+        add_video(tmp_path, name, masks)
+    *others, first, several = open_videos(str(tmp_path)).videos["val"]
+    with pytest.raises(UserError, match=r"shows numbers \(1, 2\), and .*00001.png nothing but 255"):
+        read_objects(several)
+    with pytest.raises(
+        UserError, match=r"y/00000.png shows numbers \(1\), and .*y/00001.png nothing but 255.*with 0 and 1"
+    ):
+        read_objects(first)
+    read = {video.name: read_objects(video) for video in others}
+    shown = {name: [int(objects.mask(frame).max()) for frame in (1, 2)] for name, objects in read.items()}
+    assert shown == {"b": [0, 0], "c": [0, 0], "d": [1, 0], "e": [2, 0], "f": [1, 1]}
+    assert {name for name, objects in read.items() if objects.only_void == {2}} == {"b", "e"}
+    assert not any(read[name].only_void for name in "cdf")
+
+
+def test_masks_with_alpha_and_bad_headers(tmp_path):
+    add_video(tmp_path, "a", [mask_of(255)] * 3)
+    path = tmp_path / "Annotations/480p/a/00002.png"
+    Image.fromarray(mask_of(255)).convert("LA").save(path)  # as tools for DAVIS 2016 write them
+    videos = open_videos(str(tmp_path))
+    videos.verify("val")
+    np.testing.assert_array_equal(read_objects(videos.videos["val"][0]).mask(2), mask_of(1))
+    Image.fromarray(mask_of(1).astype(np.uint16)).save(path)
+    with pytest.raises(UserError, match=r"00002.png is a mask of mode I"):  # before a frame is followed
+        videos.verify("val")
+    header = b"IHDRabc"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 3) + header + struct.pack(">I", zlib.crc32(header)))
+    with pytest.raises(BrokenImage, match=r"00002.png: its header cannot be read \(Truncated IHDR"):
+        videos.verify("val")
+    with pytest.raises(BrokenImage, match=r"00002.png: the mask cannot be read \(Truncated IHDR"):
+        read_objects(videos.videos["val"][0]).mask(2)
+
+
+def test_masks_are_written_as_they_are_read(tmp_path):
+    path = tmp_path / "mask.png"
+    path.write_bytes(mask_png(mask_of(1, 7, 255)))
+    np.testing.assert_array_equal(read_mask(str(path)), mask_of(1, 7, 255))
 
 
 def test_gray_and_cmyk_frames(tmp_path):
@@ -285,6 +398,30 @@ def test_what_is_not_there(data, tmp_path):
     assert "none of the 2 videos of train" in videos.notes[0]
     Image.new("RGB", (WIDTH, HEIGHT)).save(root / "JPEGImages/480p/bear/00000.png")
     with pytest.raises(UserError, match=r"several files of one name"):
+        open_videos(str(root))
+
+
+def test_folders_without_a_video(tmp_path):
+    root = add_video(tmp_path, "a", [mask_of(1)] * 2)
+    (root / "JPEGImages/480p/.cache").mkdir()
+    videos = open_videos(str(root)).limited(5)
+    assert [video.name for video in videos.videos["val"]] == ["a"]
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "480p/a").rename(root / f"{kind}-a")
+    with pytest.raises(UserError, match=r"JPEGImages/480p has no folder with the frames of a video. Expected one of"):
+        open_videos(str(root))
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "480p").rename(root / kind / ".480p")
+    assert not looks_like_videos(root)
+
+
+def test_lists_of_other_editors(tmp_path):
+    root = davis_2017(tmp_path)
+    path = root / "ImageSets/2017/val.txt"
+    path.write_bytes("swan\r\nbear\r\n".encode("utf-8-sig"))
+    assert [video.name for video in open_videos(str(root)).videos["val"]] == ["swan", "bear"]
+    path.write_bytes("b\xe4r\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"2017/val.txt is not text in UTF-8. Expected a name a line"):
         open_videos(str(root))
 
 
