@@ -137,7 +137,7 @@ def read_quickly(kind: type[StrictDocument], content: bytes) -> StrictDocument |
     """
     try:
         document = _decoder(kind).decode(content)
-    except (ValueError, RecursionError):  # ValueError: all that msgspec raises, and UnicodeDecodeError
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     whole = _encode(document).count(b":") == content.count(b":")
     return document if whole and not (b"\\" in content and b"\\u" in content) else None

@@ -48,24 +48,30 @@ def leaderboard(results: Results) -> pandas.DataFrame:
 def _pivot(complete: Sequence[Record], limited: int) -> pandas.DataFrame:
     import pandas
 
-    rows = _row_labels(complete)
-    keys = _column_keys(complete)
-    columns = _column_labels(dict(zip(keys, complete, strict=True)))
-    cells: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for key, record in zip(keys, complete, strict=True):
-        cells[columns[key]][rows[_row_key(record)]].append(record)
+    cells = records_by_cell(complete)
     summaries = {
-        column: {row: _summary(cells[column][row]) for row in rows.values() if row in cells[column]}
-        for column in columns.values()
+        column: {row: _summary(records) for row, records in by_row.items()} for column, by_row in cells.items()
     }
     values = {column: {row: cell["value"] for row, cell in by_row.items()} for column, by_row in summaries.items()}
-    frame = pandas.DataFrame(values, index=pandas.Index(sorted(rows.values()), name="model"), dtype="float64")
+    rows = sorted({row for by_row in cells.values() for row in by_row})
+    frame = pandas.DataFrame(values, index=pandas.Index(rows, name="model"), dtype="float64")
     first = frame.columns[0]
     lower = any(record.lower_is_better for records in cells[first].values() for record in records)
     frame = frame.sort_values(first, ascending=lower, kind="stable", na_position="last")
     frame.attrs["cells"] = summaries
     frame.attrs["notes"] = _notes(summaries, complete, limited)
     return frame
+
+
+def records_by_cell(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """By the labels of column and row: one record a cell, or several that differ in the seed. Columns in order."""
+    rows = _row_labels(records)
+    keys = _column_keys(records)
+    columns = _column_labels(dict(zip(keys, records, strict=True)))
+    cells: dict[str, dict[str, list[Record]]] = {column: defaultdict(list) for column in columns.values()}
+    for key, record in zip(keys, records, strict=True):
+        cells[columns[key]][rows[_row_key(record)]].append(record)
+    return cells
 
 
 def _why_empty(results: Results) -> str:
@@ -123,6 +129,7 @@ def _column_keys(records: Sequence[Record]) -> list[str]:
 
 
 def _column_key(record: Record) -> str:
+    deviations = column_deviations(record).as_json()
     return canonical(
         [
             record.protocol,
@@ -130,7 +137,7 @@ def _column_key(record: Record) -> str:
             f"{record.version:09d}",  # so that keys sort as numbers do
             record.dataset,
             record.main_metric,
-            column_deviations(record).as_json(),
+            canonical(deviations) if deviations else "",  # so that the plain run comes first
             record.dataset_manifest_sha256,
         ]
     )
@@ -286,9 +293,12 @@ def _text(value: Any, cell: Cell) -> str:
     if math.isnan(value):
         return NOTHING
     stderr, std, interval95 = (cell.get(name) for name in ("stderr", "std", "interval95"))
-    # Percent, with one decimal as papers give it; more where the value (a variance of .19) or its spread would be gone.
+    # Percent, with one decimal as papers give it; more where the spread would be gone, and without one three digits of
+    # what is below 1 (an overlap of .611, a variance of .0192).
     spread = next((abs(x) for x in (stderr, std, interval95) if x), 0.0)
-    digits = f".{max(1, *(-math.floor(math.log10(x)) for x in (spread, abs(value)) if 0 < x < 1), 1)}f"
+    more = 0 if spread else 2
+    needed = [1, *(-math.floor(math.log10(x)) + y for x, y in ((spread, 0), (abs(value), more)) if 0 < x < 1)]
+    digits = f".{max(needed)}f"
     if (printed := cell.get("digits")) is not None:  # a published number, as it was published
         return f"{value:.{printed}f}" + ("" if std is None else f" ± {std:.{printed}f}")
     if stderr is not None:

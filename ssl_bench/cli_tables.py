@@ -52,8 +52,8 @@ def leaderboard(
             "--diff: expected a paper's table to compare with, as in `ssl-bench leaderboard moca:8 --diff`."
         )
     results = load_results()
-    for path, problem in results.problems.items():
-        sys.stderr.write(f"ssl-bench: left out {path}: {problem}\n")
+    for problem in results.problems.values():  # which name the file
+        sys.stderr.write(f"ssl-bench: left out: {problem}\n")
     results = listing.fitting(results, dataset=dataset, protocol=protocol)
     if as_json:
         print_json(_document(table, results, diff=diff))

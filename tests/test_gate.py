@@ -445,7 +445,7 @@ def test_a_torn_record_is_named_and_its_entry_is_missing(root, call, tmp_path):
     torn.write_text(torn.read_text()[:200])
     code, out, err = call("--baseline", tmp_path / "b.json")
     assert code == 1
-    assert f"left out {torn}" in err
+    assert f"left out: {torn}" in err
     assert "missing: moca-b" in out
     assert "passed: " not in out.splitlines()[-1]
     assert out.splitlines()[-1] == "failed: 1 missing, 1 passed"

@@ -103,6 +103,24 @@ def test_settings_that_read_alike_are_still_apart():
     assert sorted(frame.loc["moca-b"]) == [50, 60]
 
 
+def test_the_plain_run_stands_before_changed_ones():
+    frame = leaderboard(
+        results_of(scored(1, overrides={"neighbors": [5]}), scored(2, dtype="bf16"), scored(3), scored(4, recipe="b"))
+    )
+    label = "knn/{}@v1{} · toy · top1"
+    assert list(frame.columns) == [
+        label.format("b", ""),
+        label.format("dino", ""),
+        label.format("dino", " [bf16]"),
+        label.format("dino", " [neighbors=[5]]"),
+    ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.6106, "0.611"), (0.01923, "0.0192"), (1.26, "1.3"), (0.0, "0.0")])
+def test_small_values_without_a_spread_keep_three_digits(value, text):
+    assert f"| {text} |" in render(leaderboard(results_of(scored(value, None))), "md")
+
+
 def test_versions_sort_as_numbers():
     frame = leaderboard(results_of(scored(50, version=10), scored(60, version=9)))
     assert [column[:11] for column in frame.columns] == ["knn/dino@v9", "knn/dino@v1"]

@@ -97,7 +97,7 @@ def _board(dataset: str, id_: str, results: Results, places: Places) -> Board:
     frame = table.leaderboard(results)
     frame.attrs["cells"] = _NotCopied(frame.attrs["cells"])
     csv = table.render(frame, "csv")
-    origins = _origins(results)
+    origins = table.records_by_cell(results.records)
     shown = _arranged(frame, origins)
     texts = texts_of(shown)
     heads = []
@@ -166,17 +166,6 @@ _SEEDS = 20  # links in one cell
 
 def _links(records: Sequence[Record], at: str, as_what: str, places: Places) -> list[str]:
     return [places.show(record, at=at, as_what=as_what) for record in sorted(records, key=lambda r: r.seed)[:_SEEDS]]
-
-
-def _origins(results: Results) -> dict[str, dict[str, list[Record]]]:
-    """column -> row -> the records behind the number, by the labels that the leaderboard gives them."""
-    rows = table._row_labels(results.records)
-    keys = table._column_keys(results.records)
-    columns = table._column_labels(dict(zip(keys, results.records, strict=True)))
-    found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for key, record in zip(keys, results.records, strict=True):
-        found[columns[key]][rows[table._row_key(record)]].append(record)
-    return found
 
 
 def _head(label: str, record: Record) -> Head:
