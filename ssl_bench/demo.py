@@ -26,7 +26,7 @@ _NEXT = """
   ssl-bench show x.pth image.jpg --point 320,200            pictures
   ssl-bench ls recipes                                      settings and sources
   ssl-bench leaderboard --format md
-  ssl-bench check --baseline leaderboards/baselines/toy.json   as good as ever? (in a checkout)
+  ssl-bench check --baseline leaderboards/baselines/toy.json   as before?
 """
 
 
