@@ -311,8 +311,13 @@ def _suffix(deviations: Deviations) -> str:
 
 
 def _place(run: Run | Record, suffix: str) -> str:
-    name = f"{run.protocol}-{run.recipe}@v{run.version}{suffix}.json"
-    return f"{path_name(run.model)}/{run.weights_sha256[:12]}/{path_name(run.dataset)}/{name}"
+    folder = _folder(run.model, run.weights_sha256, run.dataset)
+    return f"{folder}/{run.protocol}-{run.recipe}@v{run.version}{suffix}.json"
+
+
+@functools.lru_cache(maxsize=64)  # records of one folder are read one after the other
+def _folder(model: str, weights_sha256: str, dataset: str) -> str:
+    return f"{path_name(model)}/{weights_sha256[:12]}/{path_name(dataset)}"
 
 
 def _sha8(text: str) -> str:
