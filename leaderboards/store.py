@@ -6,13 +6,14 @@ import contextlib
 import gc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import UserError
 from ssl_bench.files import results_folder
+from ssl_bench.leaderboards.attachments import SAMPLE_COLUMNS
 from ssl_bench.leaderboards.record import (
     Record,
     Run,
@@ -53,12 +54,17 @@ class Results:
     def filter(self, *, protocol: str | None = None, dataset: str | None = None, model: str | None = None) -> Results:
         """The records that agree with every name given. Problems stay: what could not be read might have agreed."""
         wanted = {"protocol": protocol, "dataset": dataset, "model": model}
-        kept = [
-            (record, path)
-            for record, path in zip(self.records, self.paths, strict=True)
+        return self.take(
+            index
+            for index, record in enumerate(self.records)
             if all(name is None or getattr(record, key) == name for key, name in wanted.items())
-        ]
-        return Results(self.root, tuple(r for r, _ in kept), tuple(path for _, path in kept), self.problems)
+        )
+
+    def take(self, indices: Iterable[int]) -> Results:
+        """The records of these places, with their paths, and all problems."""
+        kept = list(indices)
+        records, paths = self.records, self.paths
+        return Results(self.root, tuple(records[i] for i in kept), tuple(paths[i] for i in kept), self.problems)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a (record, metric). No row is without the origin of its number: see `path` for the rest."""
@@ -131,15 +137,20 @@ def load_results(root: Path | str | None = None) -> Results:
                 ordinary = ordinary_place(record)
                 if place != ordinary:
                     _check_place(record.run, path, root)
-                for index in range(seen.setdefault(ordinary, len(records)), len(records)):
-                    if record.run.key() == records[index].run.key():
-                        raise UserError(f"{path}: the same run as {paths[index]}; remove one of the two.")
+                if (first := seen.setdefault(ordinary, len(records))) < len(records):
+                    _refuse_twice(record, path, records[first:], paths[first:])
             except UserError as error:
                 problems[path] = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
             else:
                 records.append(record)
                 paths.append(path)
     return Results(root, tuple(records), tuple(paths), problems)
+
+
+def _refuse_twice(record: Record, path: Path, others: Sequence[Record], paths: Sequence[Path]) -> None:
+    for other, place in zip(others, paths, strict=True):
+        if record.run.key() == other.run.key():
+            raise UserError(f"{path}: the same run as {place}; remove one of the two.")
 
 
 @contextlib.contextmanager
@@ -185,7 +196,10 @@ def _check_place(run: Run, path: Path, root: Path) -> None:
 
 
 def load_samples(record: Record | Path | str, root: Path | str | None = None) -> pandas.DataFrame:
-    """The per-sample outcomes of a record, or of the record file at a path: `sample_id, label, prediction, correct`."""
+    """The per-sample outcomes of a record, or of the record file at a path: `sample_id, label, prediction, correct`.
+
+    Whole or not at all: an id that stands twice, or an outcome that is missing, would be counted as something.
+    """
     if isinstance(record, Record):
         found = find_path(record.run, results_folder() if root is None else Path(root))
         if found is None:
@@ -199,5 +213,23 @@ def load_samples(record: Record | Path | str, root: Path | str | None = None) ->
             f"{found} has no per-sample outcomes ({path.name} is missing); its protocol does not count any."
         )
     import pandas
+    import pyarrow
 
-    return pandas.read_parquet(path)
+    try:
+        frame = pandas.read_parquet(path)
+    except (OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException) as error:
+        raise _damaged(path, f"cannot be read ({str(error).partition(chr(10))[0]})") from error
+    kinds = {name: frame[name].dtype.kind for name in SAMPLE_COLUMNS if name in frame}
+    if kinds != _KINDS or len(frame.columns) != len(kinds):
+        raise _damaged(path, f"expected the columns {', '.join(_KINDS)}, without gaps, found {dict(frame.dtypes)}")
+    ids = frame["sample_id"]
+    if not len(ids) or not all(isinstance(name, str) for name in ids) or ids.duplicated().any():
+        raise _damaged(path, f"expected one row or more, each with an id of its own, found {len(ids)} rows")
+    return frame
+
+
+_KINDS = {"sample_id": "O", "label": "i", "prediction": "i", "correct": "b"}  # of numpy, which has no gaps but in "O"
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}. The file is damaged; do the run again with --overwrite always.")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.leaderboards.record import Deviations, Record, settings_text
+from ssl_bench.leaderboards.record import Deviations, Record, Score, settings_text
 from ssl_bench.leaderboards.store import Results, collector_at_rest
 from ssl_bench.leaderboards.strict_json import canonical
 
@@ -79,8 +79,8 @@ def _why_empty(results: Results) -> str:
     broken += next(iter(results.problems.values()), "")
     if len(results):
         return (
-            f"all {len(results)} records under {results.root} come from runs with --limit, which never enter a "
-            f"leaderboard; run `ssl-bench run ...` without it.{broken}"
+            f"every record under {results.root} comes from a run with --limit, which never enters a leaderboard; "
+            f"run `ssl-bench run ...` without it.{broken}"
         )
     return f"no records under {results.root}; run `ssl-bench run --ckpt ... --protocol ...` first.{broken}"
 
@@ -187,16 +187,7 @@ def distinct(labels: dict[Key, str], tails: Sequence[Callable[[Key], str]]) -> d
 def _summary(records: Sequence[Record]) -> Cell:
     """One run with its own uncertainty, or the mean over seeds with their standard deviation."""
     if len(records) == 1:
-        score = records[0].main_score
-        return {
-            "value": score.value,
-            "stderr": score.stderr,
-            "std": score.std,
-            "ddof": score.ddof,
-            "interval95": score.interval95,
-            "n": score.n,
-            "seeds": 1,
-        }
+        return cell_of(records[0].main_score)
     assert len({record.seed for record in records}) == len(records), "two runs in one cell that differ in no seed"
     values = [record.main_score.value for record in records]
     mean = math.fsum(values) / len(values)  # statistics.stdev counts in fractions, which takes a hundred times longer
@@ -208,6 +199,14 @@ def _summary(records: Sequence[Record]) -> Cell:
         "interval95": None,
         "n": len(values),
         "seeds": len(values),
+    }
+
+
+def cell_of(score: Score) -> Cell:
+    """One run's own."""
+    return {
+        **{name: getattr(score, name) for name in ("value", "stderr", "std", "ddof", "interval95", "n")},
+        "seeds": 1,
     }
 
 
@@ -290,8 +289,13 @@ def _text(value: Any, cell: Cell) -> str:
         import pandas
 
         return NOTHING if pandas.isna(value) else str(value)  # None and pandas.NA, in columns of words
+    return " ± ".join(filter(None, text_of(value, cell)))
+
+
+def text_of(value: float, cell: Cell) -> tuple[str, str]:
+    """A number and what stands behind its ±, as `render` writes them: `("54.5", "3.5 (2 seeds)")`."""
     if math.isnan(value):
-        return NOTHING
+        return NOTHING, ""
     stderr, std, interval95 = (cell.get(name) for name in ("stderr", "std", "interval95"))
     # Percent, with one decimal as papers give it; more where the spread would be gone, and without one three digits of
     # what is below 1 (an overlap of .611, a variance of .0192).
@@ -300,15 +304,15 @@ def _text(value: Any, cell: Cell) -> str:
     needed = [1, *(-math.floor(math.log10(x)) + y for x, y in ((spread, 0), (abs(value), more)) if 0 < x < 1)]
     digits = f".{max(needed)}f"
     if (printed := cell.get("digits")) is not None:  # a published number, as it was published
-        return f"{value:.{printed}f}" + ("" if std is None else f" ± {std:.{printed}f}")
+        return f"{value:.{printed}f}", "" if std is None else f"{std:.{printed}f}"
     if stderr is not None:
-        return f"{value:{digits}} ± {stderr:{digits}}"
+        return f"{value:{digits}}", f"{stderr:{digits}}"
     if interval95 is not None:
-        return f"{value:{digits}} ± {interval95:{digits}} (95 %)"
+        return f"{value:{digits}}", f"{interval95:{digits}} (95 %)"
     if std is None:
-        return f"{value:{digits}}"
+        return f"{value:{digits}}", ""
     over = f"{cell['seeds']} seeds" if cell["seeds"] != 1 else f"n={cell['n']}, ddof={cell['ddof']}"
-    return f"{value:{digits}} ± {std:{digits}} ({over})"
+    return f"{value:{digits}}", f"{std:{digits}} ({over})"
 
 
 def _csv(frame: pandas.DataFrame) -> str:

@@ -27,11 +27,12 @@ def report(
     """
     from ssl_bench.files import expanded
     from ssl_bench.leaderboards.report.build import build
+    from ssl_bench.leaderboards.report.words import plural
     from ssl_bench.leaderboards.store import load_results
     from ssl_bench.progress import say
 
     results = load_results()
     if results.problems:
-        say(f"ssl-bench: {len(results.problems)} files could not be read as records; records.html lists them")
+        say(f"ssl-bench: {plural(len(results.problems), 'file')} could not be read as records; records.html lists them")
     index = build(results, expanded(out), [expanded(folder) for folder in runs or []])
     sys.stdout.write(f"{index}\n")

@@ -140,12 +140,12 @@ def test_the_leaderboards_hold_the_numbers_of_the_frame(site, results):
         header, *rows = table
         for row in rows:
             shown |= {(row[0], " ".join(name.split())): cell for name, cell in zip(header[1:], row[1:], strict=True)}
-    assert shown["MOCA", "knn/dinov1 · top1"] == "50.0 ± 1.2"
-    assert shown[NASTY, "knn/dinov1 · top1"] == "61.5 ± 1.2"
-    assert shown["seeds", "knn/dinov1 · top1"].startswith("54.5 ± 3.5 (2 seeds)")
-    assert shown["MOCA", "knn/dinov1 · top1neighbors=5"] == "48.0 ± 1.2"
-    assert shown["c", "knn/dinov1 · top1neighbors=5"] == NONE
-    assert shown["d", "knn/dinov1 · errorlower is better"] == "2.0"
+    assert shown["MOCA", "knn/dinov1 · top1, %"] == "50.0 ± 1.2"
+    assert shown[NASTY, "knn/dinov1 · top1, %"] == "61.5 ± 1.2"
+    assert shown["seeds", "knn/dinov1 · top1, %"].startswith("54.5 ± 3.5 (2 seeds)")
+    assert shown["MOCA", "knn/dinov1 · top1, %neighbors=5"] == "48.0 ± 1.2"
+    assert shown["c", "knn/dinov1 · top1, %neighbors=5"] == NONE
+    assert shown["d", "knn/dinov1 · error, %lower is better"] == "2.0"
     numbers = [cell for cell in shown.values() if cell != NONE]
     frames = [leaderboard(results.filter(dataset=name)) for name in ("toy", "digits", "toy-coco")]
     assert len(numbers) == sum(int(frame.notna().sum().sum()) for frame in frames)
@@ -214,7 +214,8 @@ def test_a_record_page_says_every_field_and_what_differs(site, results):
         "python 3.11",
         "runs/moca",
         "0.1.0+abc",
-        "50.0" * 0,
+        '<td class="num" title="48.0">48.0</td><td class="num" title="1.25">1.2</td>',
+        '±<span class="small">standard error</span>',
     ):
         assert said in section
     assert "In nothing: the plain run" in text
@@ -250,7 +251,7 @@ def test_many_records_make_pages_that_can_be_opened(tmp_path, monkeypatch):
     site = build(many, tmp_path / "site").parent
     index = Page(site / "index.html")
     assert [row[0] for row in index.tables[0][1:]] == [f"m{value}" for value in range(29, 22, -1)]
-    assert "23 more models and 1 more columns" in index.text
+    assert "23 more models and 1 more column." in index.text
     assert len((site / "leaderboards" / "toy.csv").read_text().splitlines()) == 31
     assert "84 older runs" in Page(site / "papers.html").text
     records_page = Page(site / "records.html")
@@ -265,5 +266,5 @@ def test_the_command_prints_the_first_page(tmp_path, monkeypatch, runs):
     done = CliRunner().invoke(app, ["report", "--out", str(tmp_path / "site"), "--runs", str(runs)])
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{tmp_path / 'site' / 'index.html'}\n"
-    assert "1 files could not be read" in done.stderr
+    assert "1 file could not be read" in done.stderr
     assert (tmp_path / "site" / "index.html").is_file()

@@ -5,6 +5,7 @@ Needs Debian's `chromium` and `chromium-driver`.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,10 +244,89 @@ def test_the_way_to_the_origin_and_back(browser, site):
     assert number in browser.find_element("css selector", ":target").text
 
 
+def on_paper(browser: Any, theme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+
+
 def test_on_paper_nothing_is_cut_off(browser, site):
-    look(browser, site, "index")
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
-    assert browser.execute_script(style, ".scroll", "overflowX") == "visible"
-    assert browser.execute_script(style, ".top nav", "display") == "none"
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    a4_across = 1031  # px: 297 mm less two margins of 12 mm, at 96 px an inch
+    try:
+        assert re.search(r"@page \{\s*size: landscape;\s*margin: 12mm;", (site / "style.css").read_text())
+        for page in (*PAGES, *(f"paper-{name}" for name in ("tec", "extrema", "sdae")), record_page(site)):
+            look(browser, site, page, width=a4_across)
+            on_paper(browser, "light")
+            browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+            cut = """return [...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth
+                || box.scrollHeight > box.clientHeight + 1).map(box => box.getAttribute('aria-label'))"""
+            assert browser.execute_script(cut) == [], page
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= a4_across, page
+            style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+            assert browser.execute_script(style, ".top nav", "display") == "none"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_on_paper_it_is_never_dark(browser, site):
+    names = sorted(set(re.findall(r"(--[a-z0-9-]+):", (site / "style.css").read_text())))
+    values = "return arguments[0].map(name => getComputedStyle(document.documentElement).getPropertyValue(name))"
+    try:
+        look(browser, site, "index")
+        found = {}
+        for theme in ("light", "dark"):
+            on_paper(browser, theme)
+            found[theme] = browser.execute_script(values, names)
+        assert len(found["light"]) > 15
+        assert found["light"] == found["dark"]
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_the_tab_key_stops_only_at_what_scrolls(browser, site):
+    script = """const done = arguments[0];
+        const boxes = [...document.querySelectorAll('.scroll')].filter(box => box.clientWidth);
+        requestAnimationFrame(() => setTimeout(() => done(boxes.map(box =>
+          [box.getAttribute('aria-label'), box.scrollWidth > box.clientWidth, box.hasAttribute('tabindex')])), 50))"""
+    scrolls = set()
+    for width in (320, 1280):
+        look(browser, site, "index", width=width)
+        for name, scrolling, focusable in browser.execute_async_script(script):
+            assert scrolling == focusable, (width, name)
+            scrolls.add(scrolling)
+    assert scrolls == {True, False}
+    assert browser.find_elements("css selector", "[role=region]") == []
+
+
+def test_scores_of_a_record_need_no_scrolling_on_a_desk(browser, site):
+    look(browser, site, record_page(site))
+    boxes = (
+        """return [...document.querySelectorAll('.columns .scroll')].map(box => box.scrollWidth - box.clientWidth)"""
+    )
+    assert max(browser.execute_script(boxes)) <= 0
+
+
+@pytest.mark.parametrize(("width", "least"), [(375, 11.5), (1280, 12)])
+def test_words_in_charts_can_be_read(browser, site, width, least):
+    script = """return [...document.querySelectorAll('svg.chart')].map(svg =>
+        parseFloat(getComputedStyle(svg).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)"""
+    for page in ("papers", "curves", "paper-moca"):
+        look(browser, site, page, width=width)
+        assert least <= min(browser.execute_script(script)) <= 18, page
+
+
+def test_words_in_charts_do_not_meet(browser, site):
+    script = """return [...document.querySelectorAll('svg.chart')].flatMap(svg => {
+        const boxes = [...svg.querySelectorAll('.tick, .label')].map(text => [text, text.getBoundingClientRect()]);
+        return boxes.flatMap(([text, a], k) => boxes.slice(k + 1)
+          .filter(([, b]) => a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)
+          .map(([other]) => `${text.textContent}/${other.textContent}`)) })"""
+    for width in (375, 1280):
+        for page in ("papers", "curves", "paper-moca", "paper-mmc", "paper-extrema", "paper-sdae"):
+            look(browser, site, page, width=width)
+            assert browser.execute_script(script) == [], (page, width)
+
+
+def test_the_section_of_a_page_is_marked(browser, site):
+    for page, section in (("paper-moca", "Papers"), (record_page(site), "Runs"), ("index", "Leaderboards")):
+        look(browser, site, page)
+        assert browser.find_element("css selector", ".top [aria-current]").text == section

@@ -93,6 +93,17 @@ def test_the_same_run_at_both_its_places_is_counted_once(tmp_path):
     assert "the same run as" in next(iter(results.problems.values()))
 
 
+def test_take(tmp_path):
+    for model in "abc":
+        write_record(make_record(model=model), tmp_path)
+    (tmp_path / "a" / ("ab" * 6) / "toy" / "knn-x@v1.json").write_text("{")
+    results = load_results(tmp_path)
+    taken = results.take([2, 0])
+    assert [record.model for record in taken] == ["c", "a"]
+    assert taken.paths == (results.paths[2], results.paths[0])
+    assert taken.problems == results.problems != {}
+
+
 def test_filter(tmp_path):
     for protocol, dataset, model in [("knn", "toy", "a"), ("knn", "digits", "a"), ("linear", "toy", "b")]:
         write_record(make_record(protocol=protocol, dataset=dataset, model=model), tmp_path)
@@ -264,6 +275,35 @@ def test_samples_of_a_record_and_of_a_path(tmp_path):
     assert load_samples(record, tmp_path).to_dict("list") == SAMPLES
     assert load_samples(other, tmp_path).to_dict("list") == OTHER_SAMPLES
     assert load_samples(path)["correct"].dtype == bool
+
+
+DAMAGES = {
+    "garbage": b"PAR1 no parquet PAR1",
+    "empty": b"",
+    "truncated": None,
+    "no rows": lambda frame: frame.iloc[:0],
+    "an id twice": lambda frame: pandas.concat([frame, frame.iloc[:1]]),
+    "no id": lambda frame: frame.assign(sample_id=["a", None]),
+    "ids that are numbers": lambda frame: frame.assign(sample_id=[1, 2]),
+    "a column less": lambda frame: frame.drop(columns="label"),
+    "a column more": lambda frame: frame.assign(other=1),
+    "NaN": lambda frame: frame.assign(correct=[1.0, float("nan")]),
+    "null": lambda frame: frame.assign(correct=[True, None]),
+    "a label less": lambda frame: frame.assign(label=[1, None]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_samples_are_refused(tmp_path, damage):
+    path = write_record(make_record(), tmp_path, samples=SAMPLES)
+    change, kept = DAMAGES[damage], samples_path(path)
+    if callable(change):
+        change(load_samples(path)).to_parquet(kept)
+    else:
+        kept.write_bytes(kept.read_bytes()[:-20] if change is None else change)
+    with pytest.raises(UserError, match="--overwrite always") as raised:
+        load_samples(path)
+    assert str(raised.value).startswith(f"{kept}: ")
 
 
 def test_samples_that_are_missing(tmp_path):

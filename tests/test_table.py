@@ -18,7 +18,7 @@ from test_record import make_record
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboards.record import Record, Score, write_record
 from ssl_bench.leaderboards.store import Results, load_results
-from ssl_bench.leaderboards.table import FORMATS, leaderboard, render
+from ssl_bench.leaderboards.table import FORMATS, cell_of, leaderboard, render, text_of
 
 KNN = "knn/dino@v1 · toy · top1"
 
@@ -119,6 +119,14 @@ def test_the_plain_run_stands_before_changed_ones():
 @pytest.mark.parametrize(("value", "text"), [(0.6106, "0.611"), (0.01923, "0.0192"), (1.26, "1.3"), (0.0, "0.0")])
 def test_small_values_without_a_spread_keep_three_digits(value, text):
     assert f"| {text} |" in render(leaderboard(results_of(scored(value, None))), "md")
+
+
+def test_the_text_of_a_number_and_of_its_spread():
+    split = Score(value=23.1, n=3, std=1.82, ddof=1)
+    assert text_of(split.value, cell_of(split)) == ("23.1", "1.8 (n=3, ddof=1)")
+    assert text_of(0.6106, cell_of(Score(value=0.6106, n=5))) == ("0.611", "")
+    assert text_of(40.0, cell_of(Score(value=40.0, n=5, interval95=0.5))) == ("40.0", "0.5 (95 %)")
+    assert text_of(float("nan"), {}) == ("-", "")
 
 
 def test_versions_sort_as_numbers():
@@ -265,7 +273,7 @@ def test_nothing_to_show(tmp_path):
     with pytest.raises(UserError, match=f"no records under {re.escape(str(tmp_path))}; run `ssl-bench run"):
         leaderboard(load_results(tmp_path))
     path = write_record(make_record(limit=5), tmp_path)
-    with pytest.raises(UserError, match=r"all 1 records .* --limit"):
+    with pytest.raises(UserError, match=r"every record under .* --limit, which never enters"):
         leaderboard(load_results(tmp_path))
     path.write_text("{")
     with pytest.raises(UserError, match=r"no records .* 1 files could not be read, for instance: .*knn-dino"):

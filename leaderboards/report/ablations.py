@@ -11,32 +11,21 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ssl_bench.leaderboards.published import Cell
-from ssl_bench.leaderboards.record import Deviations, Record
+from ssl_bench.leaderboards.record import Record
 from ssl_bench.leaderboards.report.charts import COLORS, Chart, Point, Series
 from ssl_bench.leaderboards.report.places import Places
+from ssl_bench.leaderboards.report.words import metric_in_words as words
+from ssl_bench.leaderboards.report.words import plural, with_unit
 from ssl_bench.leaderboards.strict_json import canonical
+from ssl_bench.leaderboards.table import column_deviations
 
 _SAME = ("method", "arch", "pretrain_data", "epochs", "multicrop")
-_WORDS = {
-    "knn_top1": "k-NN top-1",
-    "linear_top1": "linear top-1",
-    "finetune_top1": "fine-tuning top-1",
-    "lowshot_top1": "low-shot top-1",
-    "fewshot_top1": "few-shot top-1",
-    "miou": "mIoU",
-    "box_ap": "box AP",
-    "mask_ap": "mask AP",
-}
 _UNITS = {"percent": "%"}
 LOG_FROM = 12.0  # largest to smallest setting
-
-
-def words(name: str) -> str:
-    """A metric or setting in words."""
-    return _WORDS.get(name, name.replace("_", " "))
 
 
 def numeric(value: Any) -> float | None:
@@ -67,13 +56,15 @@ def of_table(name: str, cells: Sequence[Cell], measured: Mapping[int, Sequence[t
             if x is not None:
                 rest = {other: cell.field(other) for other in (*_SAME, *cell.setting) if other != key}
                 panels[cell.metric, cell.dataset, cell.unit][tuple(rest.items())].setdefault(x, cell)
-        for (metric, dataset, unit), lines in panels.items():
-            kept = {rest: line for rest, line in lines.items() if len(line) >= least}
+        enough = {
+            of: {rest: line for rest, line in lines.items() if len(line) >= least} for of, lines in panels.items()
+        }
+        metrics = [metric for (metric, _, _), kept in enough.items() if kept]
+        for (metric, dataset, unit), kept in enough.items():
             if kept:
                 y_label = f"{words(metric)}{f' on {dataset}' if dataset else ''}, {_UNITS.get(unit, unit)}"
-                found.append(
-                    _panel(f"{name}: {words(metric)} against {words(key)}", (words(key), y_label), kept, measured)
-                )
+                which = f"{words(metric)}{f' on {dataset}' if metrics.count(metric) > 1 else ''}"
+                found.append(_panel(f"{name}: {which} against {words(key)}", (words(key), y_label), kept, measured))
     return found
 
 
@@ -177,7 +168,7 @@ def of_records(places: Places) -> tuple[list[Chart], list[str]]:
         for part in (list(kept)[at : at + COLORS] for at in range(0, len(kept), COLORS)):
             found.append((key, {name: kept[name] for name in part}))
     charts = [_our_panel(key, lines, place, places) for place, (key, lines) in enumerate(found[:CURVES])]
-    return charts, [f"{len(found) - CURVES} more charts of settings"] if len(found) > CURVES else []
+    return charts, [plural(len(found) - CURVES, "more chart") + " of settings"] if len(found) > CURVES else []
 
 
 def _way(record: Record) -> tuple[str, str, int]:
@@ -186,13 +177,8 @@ def _way(record: Record) -> tuple[str, str, int]:
 
 def _all_but(record: Record, key: str) -> str:
     """Equal for records of one panel."""
-    deviations = Deviations(
-        overrides={name: value for name, value in record.overrides.items() if name != key},
-        dtype=record.dtype,
-        arch=record.arch_overrides,
-        subset=record.subset,
-        skip_broken=record.skip_broken,
-    )
+    others = {name: value for name, value in record.overrides.items() if name != key}
+    deviations = replace(column_deviations(record), overrides=others)
     data = [record.dataset, record.dataset_manifest_sha256, record.main_metric]
     return canonical([*_way(record), *data, deviations.as_json()])
 
@@ -220,4 +206,4 @@ def _our_panel(key: str, lines: Mapping[str, Mapping[float, Record]], place: int
             for x in sorted(line)
         ]
         series.append(Series(name, tuple(points)))
-    return Chart(title, words(key), first.main_metric, tuple(series), log_x=_spans(lines.values()))
+    return Chart(title, words(key), with_unit(first.main_metric), tuple(series), log_x=_spans(lines.values()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_bench.leaderboards import table
 from ssl_bench.leaderboards.record import Record
 from ssl_bench.leaderboards.report.places import Places
+from ssl_bench.leaderboards.report.words import in_order, plural, unit
 from ssl_bench.leaderboards.store import Results
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Head:
 
     label: str  # in full, as the command line prints it
     name: str  # knn/dino
-    small: str  # v1 · top1
+    small: str  # v1 · top1, %
+    spread: str  # what is behind the ± of all its numbers: n=3, ddof=1
     settings: str
     lower: bool
 
@@ -66,13 +68,11 @@ def boards(places: Places) -> tuple[list[Board], list[str]]:
             by_dataset[record.dataset].append(index)
     order = sorted(by_dataset, key=lambda name: (-len(by_dataset[name]), name))
     ids = _ids(order)
-    found = [_board(name, ids[name], _chosen(places.results, by_dataset[name]), places) for name in order[:BOARDS]]
+    found = [_board(name, ids[name], places.results.take(by_dataset[name]), places) for name in order[:BOARDS]]
     limited = sum(record.limited for record in places.results)
-    remarks = (
-        [f"{limited} run{'s' if limited > 1 else ''} with --limit, which never enter a leaderboard"] if limited else []
-    )
+    remarks = [f"{plural(limited, 'run')} with --limit, in no leaderboard"] if limited else []
     if order[BOARDS:]:
-        remarks.append(f"the leaderboards of {len(order) - BOARDS} more datasets: {', '.join(order[BOARDS:][:20])}")
+        remarks.append(f"{plural(len(order) - BOARDS, 'more leaderboard')}: {', '.join(order[BOARDS:][:20])}")
     return found, remarks
 
 
@@ -88,24 +88,20 @@ def _ids(names: Sequence[str]) -> dict[str, str]:
     return ids
 
 
-def _chosen(results: Results, indices: Sequence[int]) -> Results:
-    records, paths = results.records, results.paths
-    return Results(results.root, tuple(records[i] for i in indices), tuple(paths[i] for i in indices))
-
-
 def _board(dataset: str, id_: str, results: Results, places: Places) -> Board:
     frame = table.leaderboard(results)
     frame.attrs["cells"] = _NotCopied(frame.attrs["cells"])
     csv = table.render(frame, "csv")
     origins = table.records_by_cell(results.records)
     shown = _arranged(frame, origins)
-    texts = texts_of(shown)
     heads = []
     numbers: list[list[Number | None]] = [[] for _ in range(len(shown))]
     for place, column in enumerate(shown.columns, 1):
         first = _first(origins[column])
-        heads.append(_head(column, first))
         cells = frame.attrs["cells"][column]
+        texts = {row: table.text_of(cells[row]["value"], cells[row]) for row in shown.index if row in cells}
+        spread = _shared([spread for _, spread in texts.values()])
+        heads.append(_head(column, first, spread))
         best = _best([cell["value"] for cell in cells.values()], lower=first.lower_is_better)
         for line, row in enumerate(shown.index):
             if row not in origins[column]:
@@ -113,9 +109,10 @@ def _board(dataset: str, id_: str, results: Results, places: Places) -> Board:
                 continue
             here = f"n-{id_}-{line + 1}-{place}"
             links = _links(origins[column][row], f"index.html#{here}", f"{row}: {column}", places)
-            text, _, spread = texts[line][place - 1].partition(" ± ")
-            spread, value = f"± {spread}" if spread else "", cells[row]["value"]
-            numbers[line].append(Number(value, text, spread, links[0], value == best, here, tuple(links[1:])))
+            value, (text, behind) = cells[row]["value"], texts[row]
+            behind = behind.removesuffix(f" ({spread})")
+            shown_spread = f"± {behind}" if behind else ""
+            numbers[line].append(Number(value, text, shown_spread, links[0], value == best, here, tuple(links[1:])))
     return Board(
         dataset=dataset,
         id=f"data-{id_}",
@@ -144,21 +141,17 @@ def _arranged(frame: pandas.DataFrame, origins: Mapping[str, Mapping[str, Sequen
     """What a page shows: the columns that most models have first, and the best of the first of them on top."""
     bare = frame.copy(deep=False)
     bare.attrs = {}  # which pandas would copy at every step
-    order = sorted(bare.columns, key=lambda column: -len(origins[column]))
+    order = sorted(bare.columns, key=lambda column: (-len(origins[column]), in_order(_first(origins[column])), column))
     lower = _first(origins[order[0]]).lower_is_better
     bare = bare[order].sort_values(order[0], ascending=lower, kind="stable", na_position="last")
     bare = bare.iloc[:ROWS, :COLUMNS]
-    cells = frame.attrs["cells"]
-    bare.attrs = {"cells": {column: {row: cells[column].get(row, {}) for row in bare.index} for column in bare}}
     return bare
 
 
-def texts_of(frame: pandas.DataFrame) -> list[list[str]]:
-    """Every cell as the terminal shows it, a list a row."""
-    columns = [
-        [str(getattr(cell, "plain", cell)) for cell in column.cells] for column in table.render(frame, "table").columns
-    ]
-    return [list(row) for row in zip(*columns[1:], strict=True)]
+def _shared(spreads: Sequence[str]) -> str:
+    """What stands in brackets behind every ± of a column, to be said once: (n=3, ddof=1)."""
+    brackets = {spread.partition(" (")[2].removesuffix(")") for spread in spreads if spread}
+    return brackets.pop() if len(brackets) == 1 else ""
 
 
 _SEEDS = 20  # links in one cell
@@ -168,12 +161,12 @@ def _links(records: Sequence[Record], at: str, as_what: str, places: Places) -> 
     return [places.show(record, at=at, as_what=as_what) for record in sorted(records, key=lambda r: r.seed)[:_SEEDS]]
 
 
-def _head(label: str, record: Record) -> Head:
+def _head(label: str, record: Record, spread: str) -> Head:
     """The label in lines, without the dataset that stands above the table."""
     name, run = f"{record.protocol}/{record.recipe}", table.run_label(record)
     settings = run.removeprefix(f"{name}@v{record.version}").removesuffix(f" · {record.dataset}").strip()
-    small = f"v{record.version}{label.removeprefix(run)}"
-    return Head(label, name, small, settings.removeprefix("[").removesuffix("]"), record.lower_is_better)
+    small = ", ".join(filter(None, [f"v{record.version}{label.removeprefix(run)}", unit(record.main_metric)]))
+    return Head(label, name, small, spread, settings.removeprefix("[").removesuffix("]"), record.lower_is_better)
 
 
 def _best(values: Sequence[float], *, lower: bool) -> float | None:
@@ -185,6 +178,6 @@ def _best(values: Sequence[float], *, lower: bool) -> float | None:
 
 def _left_out(frame: pandas.DataFrame) -> str:
     rows, columns = frame.shape
-    parts = [f"{rows - ROWS:,} more models"] if rows > ROWS else []
-    parts += [f"{columns - COLUMNS:,} more columns"] if columns > COLUMNS else []
+    parts = [plural(rows - ROWS, "more model")] if rows > ROWS else []
+    parts += [plural(columns - COLUMNS, "more column")] if columns > COLUMNS else []
     return " and ".join(parts)

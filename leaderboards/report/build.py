@@ -7,22 +7,24 @@
     records.html          every run; records/{model}/{weights}/{dataset}.html: all that a record says
     leaderboards/*.csv, records.csv       everything, also what is too much for a page
 
-Every number links to its record, and every record to where its numbers are shown. The same records give the same
-bytes: there is no time in it but the records' own.
+Every score links to its record, and every record to where its scores are shown; learning curves name their logs. The
+same records give the same bytes: there is no time in it but the records' own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ssl_bench
 from ssl_bench.errors import UserError
-from ssl_bench.files import atomic_folder, explained
-from ssl_bench.leaderboards.report import ablations, boards, charts, curves, paper_pages, pictures, provenance
+from ssl_bench.files import explained
+from ssl_bench.leaderboards.report import ablations, boards, charts, curves, paper_pages, pictures, provenance, words
 from ssl_bench.leaderboards.report.places import Places, relative_to
 from ssl_bench.leaderboards.store import Results
 
@@ -33,28 +35,56 @@ _ASSETS = ("style.css", "sort.js")
 
 def build(results: Results, out: Path, runs: Sequence[Path] = ()) -> Path:
     """Write the report into `out`, in the place of an older report, and return its first page."""
-    _require_ours(out)
+    place = Path(os.path.realpath(out))  # of a link, what it leads to
+    with _refusals(out):
+        _require_ours(out, place, results.root)
     if not any(not record.limited for record in results):
         from ssl_bench.leaderboards.table import leaderboard
 
         leaderboard(results)  # which says what to run
     logs = curves.read_logs(runs, results)
-    with atomic_folder(out) as folder:
-        _Writer(folder, Places(results)).write(logs)
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        (folder / MANIFEST).write_text("".join(f"{name}\n" for name in [*names, MANIFEST]), "utf-8")
-        _move_away(out)
+    with _refusals(out):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.mkdtemp(prefix=".report.", suffix=".part", dir=place.parent)
+    try:
+        folder = Path(beside) / "new"
+        with explained(out):
+            _Writer(folder, Places(results)).write(logs)
+            names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+            (folder / MANIFEST).write_text("".join(f"{name}\n" for name in [*names, MANIFEST]), "utf-8")
+        with _refusals(out):
+            _put(folder, place, Path(beside) / "old")
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return out / "index.html"
 
 
-def _require_ours(out: Path) -> None:
+@contextlib.contextmanager
+def _refusals(out: Path) -> Iterator[None]:
+    """What the system will not do at that place is the user's to know."""
+    try:
+        with explained(out):
+            yield
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}). Name another folder.") from error
+
+
+def _require_ours(out: Path, place: Path, results: Path) -> None:
     """Only what a report wrote is ever replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if Path.cwd().is_relative_to(place):
+        raise UserError(
+            f"--out {out}: expected a folder of its own, found the current one, or one above it, which cannot be "
+            "replaced. Name a new folder in it: --out report."
+        )
+    if place.is_relative_to(os.path.realpath(results)):
+        raise UserError(f"--out {out}: expected a folder outside the results, found one in {results}. Name another.")
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    manifest = out / MANIFEST
-    known = set(manifest.read_text("utf-8").splitlines()) if manifest.is_file() else set()
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
-    foreign = [name for name in files if name not in known] if out.is_dir() else [f"the file {out.name}"]
+    manifest = place / MANIFEST
+    known = set(manifest.read_text("utf-8", errors="replace").splitlines()) if manifest.is_file() else set()
+    paths = [path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()]
+    files = sorted(path.relative_to(place).as_posix() for path in paths)
+    foreign = [name for name in files if name not in known] if place.is_dir() else [f"the file {place.name}"]
     if foreign or not known:
         raise UserError(
             f"--out {out}: expected a new folder or an older report, found {(foreign or ['folders'])[0]}, "
@@ -63,13 +93,16 @@ def _require_ours(out: Path) -> None:
         )
 
 
-def _move_away(out: Path) -> None:
-    """The older report goes when the new one is complete."""
-    if out.is_dir():
-        with explained(out):
-            aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-            out.rename(aside / "old")
-            shutil.rmtree(aside)
+def _put(new: Path, place: Path, aside: Path) -> None:
+    """The older report steps aside, and comes back if the new one cannot take its place."""
+    try:
+        if place.exists():
+            place.rename(aside)
+        new.rename(place)
+    except BaseException:
+        if aside.exists() and not place.exists():
+            aside.rename(place)
+        raise
 
 
 class _Writer:
@@ -86,12 +119,13 @@ class _Writer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.environment.filters["number"] = charts.number
-        self.environment.globals.update(swatch=charts.swatch, version=ssl_bench.__version__)
+        self.environment.filters["number"] = words.number
+        self.environment.globals.update(swatch=charts.swatch, plural=words.plural, version=ssl_bench.__version__)
 
     def write(self, logs: Sequence[curves.TrainingLog]) -> None:
         """All pages. Those with numbers come before the records, which link back to them."""
         places = self.places
+        self.folder.mkdir()
         for name in _ASSETS:
             shutil.copyfile(_HERE / name, self.folder / name)
         bad, more_bad = provenance.problems(places)
@@ -104,7 +138,8 @@ class _Writer:
             "datasets": len({record.dataset for record in places.results}),
             "problems": len(places.results.problems),
         }
-        self.page("index.html", "index", boards=found, left_out=left_out, overview=overview)
+        terms = [*words.glossary({record.protocol for record in places.results}), *words.TERMS]
+        self.page("index.html", "index", boards=found, left_out=left_out, overview=overview, terms=terms)
         self._papers()
         self._curves(logs)
         self._pictures()
@@ -126,7 +161,8 @@ class _Writer:
     def _curves(self, logs: Sequence[curves.TrainingLog]) -> None:
         learning, remarks = curves.charts(logs)
         settings, more = ablations.of_records(self.places)
-        self.page("curves.html", "curves", learning=learning, settings=settings, left_out=[*remarks, *more])
+        drawn = {"learning": learning, "settings": settings, "monitored": curves.has_accuracy(logs)}
+        self.page("curves.html", "curves", left_out=[*remarks, *more], **drawn)
 
     def _pictures(self) -> None:
         histograms, left_histograms = pictures.histograms(self.places)

@@ -12,10 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ssl_bench.leaderboards.report.words import number
+
 COLORS = 8  # --series-0 ... in style.css; after that, the same colors with other markers and dashes
-_WIDTH, _HEIGHT = 520.0, 320.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 18.0, 34.0, 46.0
-_CHARACTER_PX = 6.4  # of a label, about
+_WIDTH, _HEIGHT = 420.0, 280.0  # small, so that words can still be read where a phone shrinks the drawing
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 16.0, 36.0, 46.0
+_CHARACTER_PX = 7.8  # of a label, about, in the largest font (see style.css)
+_TICK_GAP_PX = 36
+_LARGEST, _SMALLEST = 1e150, 1e-100  # beyond, differences and logarithms leave the numbers that there are
+_MARKED = 30  # points of a line; of more, some are marked, since color alone tells lines apart for some readers only
 _MARKERS = ("circle", "square", "diamond", "triangle")
 
 
@@ -32,12 +37,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together: joined by a line, as an area above zero, or on their own."""
+    """Points that belong together: joined by a line, as steps above zero, or on their own."""
 
     name: str
     points: tuple[Point, ...]
     kind: str = "line"  # line, area, points
     beside: int | None = None  # the number of the series that it belongs to: its color, but dashed
+    edges: tuple[float, ...] = ()  # of the bins of an area, one more than points
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,9 @@ class Chart:
     series: tuple[Series, ...]
     caption: str = ""
     log_x: bool = False
-    identity: bool = False  # the line y = x, and equal scales
+    identity: bool = False  # the line y = x, and equal scales: the drawing is square
     write_labels: bool = False  # the points' labels into the drawing
+    y_top: float | None = None  # where the y axis ends, if other charts are to be compared with this one
 
     @property
     def alternative(self) -> str:
@@ -74,11 +81,6 @@ class Chart:
     def svg(self) -> str:
         """The drawing."""
         return _Drawing(self).text()
-
-
-def number(value: float) -> str:
-    """A number as axes and tables show it."""
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
 
 
 def swatch(series: Series, index: int) -> str:
@@ -104,8 +106,18 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, ... or powers of ten where these are many."""
     factors = (1, 2, 5) if high / low < 1e3 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    powers = range(first, last + 1, -(-(last - first) // 8) or 1)
     return [f * 10.0**power for power in powers for f in factors if low * 0.999 <= f * 10.0**power <= high * 1.001]
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """All with as many decimals as the one that needs most, if their steps are equal: 5.0, 7.5, 10.0."""
+    steps = [right - left for left, right in itertools.pairwise(values)]
+    if not steps or max(steps) - min(steps) > 1e-6 * max(steps) or max(map(abs, values)) >= 1e6:
+        return [number(value) for value in values]
+    decimals = next((k for k in range(7) if all(abs(round(v, k) - v) < 1e-6 * steps[0] for v in values)), None)
+    return [number(value) if decimals is None else f"{value + 0.0:.{decimals}f}" for value in values]
 
 
 @dataclass(frozen=True)
@@ -119,13 +131,14 @@ class _Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
         low, high, value = (math.log10(each) if self.log else each for each in (self.low, self.high, value))
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
 
 def _range(values: Iterable[float], *, log: bool = False, zero: bool = False) -> tuple[float, float]:
     """With some air on both sides."""
-    found = list(values)
+    found = [min(max(value, -_LARGEST), _LARGEST) for value in values]
     low, high = min(found), max(found)
     if log:
         air = (high / low) ** 0.05 if high > low else 2.0
@@ -140,20 +153,25 @@ class _Drawing:
         points = [point for series in chart.series for point in series.points]
         assert points, f"{chart.title}: a chart without points"
         self.xs = sorted({point.x for point in points})
-        self.log = chart.log_x and self.xs[0] > 0
         area = any(series.kind == "area" for series in chart.series)
-        x, y = _range(self.xs, log=self.log), _range([point.y for point in points], zero=area)
+        edges = [edge for series in chart.series for edge in series.edges]
+        self.log = chart.log_x and not edges and self.xs[0] > _SMALLEST
+        x = _range(edges or self.xs, log=self.log)
+        y = _range([point.y for point in points] + ([] if chart.y_top is None else [chart.y_top]), zero=area)
+        self.height = _HEIGHT
         if chart.identity:
             x = y = min(x[0], y[0]), max(x[1], y[1])
+            self.height = _TOP + (_WIDTH - _LEFT - _RIGHT) + _BOTTOM
+        self.bottom = self.height - _BOTTOM
         self.x = _Axis(*x, _LEFT, _WIDTH - _RIGHT, self.log)
-        self.y = _Axis(*y, _HEIGHT - _BOTTOM, _TOP)
+        self.y = _Axis(*y, self.bottom, _TOP)
         self.taken: list[tuple[float, float, float, float]] = []  # by labels
 
     def text(self) -> str:
         """The whole drawing."""
         chart = self.chart
         parts = [
-            f'<svg class="chart" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
+            f'<svg class="chart" viewBox="0 0 {_WIDTH:g} {self.height:g}" role="img" '
             f'aria-label="{escape(chart.alternative)}">',
             *self._axes(),
         ]
@@ -168,35 +186,32 @@ class _Drawing:
         return "".join([*parts, "</svg>"])
 
     def _axes(self) -> list[str]:
-        bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-        parts = [f'<text class="axis-name" x="4" y="16">{escape(self.chart.y_label)}</text>']
-        for tick in ticks(self.y.low, self.y.high):
+        bottom, right = self.bottom, _WIDTH - _RIGHT
+        parts = [f'<text class="axis-name" x="4" y="18">{escape(self.chart.y_label)}</text>']
+        y_ticks, x_ticks = ticks(self.y.low, self.y.high), self._x_ticks()
+        for tick, text in zip(y_ticks, tick_texts(y_ticks), strict=True):
             y = self.y(tick)
             parts.append(f'<path class="grid" d="M{_LEFT:g} {y:.1f}H{right:g}"/>')
-            parts.append(
-                f'<text class="tick" x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-            )
-        for tick in self._x_ticks():
+            parts.append(f'<text class="tick" x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+        for tick, text in zip(x_ticks, tick_texts(x_ticks), strict=True):
             x = self.x(tick)
             parts.append(f'<path class="grid" d="M{x:.1f} {bottom:g}v4"/>')
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{bottom + 19:g}" text-anchor="middle">{number(tick)}</text>'
-            )
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 19:g}" text-anchor="middle">{text}</text>')
         parts.append(f'<path class="axis" d="M{_LEFT:g} {bottom:g}H{right:g}"/>')
         name = escape(self.chart.x_label)
         middle = (_LEFT + right) / 2
         return [
             *parts,
-            f'<text class="axis-name" x="{middle:g}" y="{_HEIGHT - 6:g}" text-anchor="middle">{name}</text>',
+            f'<text class="axis-name" x="{middle:g}" y="{self.height - 6:g}" text-anchor="middle">{name}</text>',
         ]
 
     def _x_ticks(self) -> list[float]:
         """The numbers themselves, where they are few and far enough from each other: nobody shoots 2.5 images."""
         places = [self.x(value) for value in self.xs]
         gaps = [right - left for left, right in itertools.pairwise(places)]
-        if not self.chart.identity and len(places) <= 8 and all(gap >= 34 for gap in gaps):
+        if not self.chart.identity and len(places) <= 8 and all(gap >= _TICK_GAP_PX for gap in gaps):
             return self.xs
-        return log_ticks(self.x.low, self.x.high) if self.log else ticks(self.x.low, self.x.high, 6)
+        return log_ticks(self.x.low, self.x.high) if self.log else ticks(self.x.low, self.x.high)
 
     def _series(self, index: int, series: Series) -> list[str]:
         places = [(self.x(point.x), self.y(point.y)) for point in series.points]
@@ -204,14 +219,15 @@ class _Drawing:
         dash, index = _dash(series, index), index if series.beside is None else series.beside
         parts = [f'<g class="{_color(index)}">']
         if series.kind == "area":
-            base = self.y(0.0)
-            parts.append(
-                f'<path class="area" d="{line}L{places[-1][0]:.1f} {base:.1f}L{places[0][0]:.1f} {base:.1f}Z"/>'
+            line = f"M{self.x(series.edges[0]):.1f} {self.y(0.0):.1f}" + "".join(
+                f"V{y:.1f}H{self.x(edge):.1f}" for (_, y), edge in zip(places, series.edges[1:], strict=True)
             )
+            parts.append(f'<path class="area" d="{line}V{self.y(0.0):.1f}Z"/>')
         if series.kind != "points" and len(places) > 1:
             parts.append(f'<path class="line"{dash} d="{line}"/>')
-        if series.kind == "points" or (series.kind == "line" and len(places) <= 30):
-            for (x, y), point in zip(places, series.points, strict=True):
+        if series.kind != "area":
+            every = 1 if series.kind == "points" or len(places) <= _MARKED else -(-len(places) // 12)
+            for (x, y), point in list(zip(places, series.points, strict=True))[::every]:
                 said = ", ".join(filter(None, [series.name, point.label]))
                 title = f"<title>{escape(said)}: {number(point.x)}, {number(point.y)}</title>"
                 parts.append(_marker(x, y, index, point.solid, title))
@@ -229,21 +245,30 @@ class _Drawing:
             if not text or spot in written:
                 continue
             written.add(spot)
-            tries = ((x + 9, y + 4), (x - 9 - width, y + 4), (x - width / 2, y - 10), (x - width / 2, y + 20))
-            boxes = [(left, base - 11, left + width, base + 3) for left, base in tries]
-            free = [k for k, box in enumerate(boxes) if _inside(box) and not any(_meet(box, b) for b in self.taken)]
+            tries = (
+                (x + 9, y + 4, "start"),
+                (x - 9, y + 4, "end"),
+                (x, y - 10, "middle"),
+                (x, y + 20, "middle"),
+            )
+            lefts = [at - width * {"start": 0.0, "end": 1.0, "middle": 0.5}[anchor] for at, _, anchor in tries]
+            boxes = [(left, base - 13, left + width, base + 4) for left, (_, base, _) in zip(lefts, tries, strict=True)]
+            free = [
+                k for k, box in enumerate(boxes) if self._inside(box) and not any(_meet(box, b) for b in self.taken)
+            ]
             if free:  # else the table below says it
-                left, base = tries[free[0]]
+                at, base, anchor = tries[free[0]]
                 self.taken.append(boxes[free[0]])
-                parts.append(f'<text class="label" x="{left:.1f}" y="{base:.1f}">{escape(text)}</text>')
+                parts.append(
+                    f'<text class="label" x="{at:.1f}" y="{base:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+                )
         return parts
+
+    def _inside(self, box: Box) -> bool:
+        return box[0] >= _LEFT and box[2] <= _WIDTH - 2 and box[1] >= _TOP - 12 and box[3] <= self.bottom
 
 
 Box = tuple[float, float, float, float]
-
-
-def _inside(box: Box) -> bool:
-    return box[0] >= _LEFT and box[2] <= _WIDTH - 2 and box[1] >= _TOP - 12 and box[3] <= _HEIGHT - _BOTTOM
 
 
 def _meet(a: Box, b: Box) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboards.report.charts import COLORS, Chart, Point, Series
+from ssl_bench.leaderboards.report.words import finite, plural
 from ssl_bench.leaderboards.store import Results
 
 LOG = "log.jsonl"
@@ -43,20 +44,19 @@ class TrainingLog:
                 return tuple(names[names.index("loss") + 1 : names.index("lr")])
         return ()
 
+    @property
+    def origin(self) -> str:
+        """Which file it is, and how far it goes."""
+        steps = [step for line in self.lines if (step := finite(line.get("step"))) is not None]
+        return f"{self.name}/{LOG}" + (f" ({plural(int(max(steps)), 'step')})" if steps else "")
+
     def curve(self, name: str) -> tuple[Point, ...]:
         """One number against epoch; of a long run every so many lines, and the last."""
-        points = [
-            Point(float(line["epoch"]), float(line[name]))
-            for line in self.lines
-            if all(_is_number(line.get(key)) for key in ("epoch", name))
-        ]
+        places = [(finite(line.get("epoch")), finite(line.get(name))) for line in self.lines]
+        points = [Point(x, y) for x, y in places if x is not None and y is not None]
         every = math.ceil(len(points) / _POINTS) if points else 1
         kept = points[::every]
         return tuple(kept if not points or kept[-1] == points[-1] else [*kept, points[-1]])
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def read_logs(folders: Sequence[Path], results: Results) -> list[TrainingLog]:
@@ -110,7 +110,7 @@ def _read(path: Path, name: str) -> TrainingLog:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if isinstance(line, dict):
             lines.append(line)
@@ -123,26 +123,30 @@ def charts(logs: Sequence[TrainingLog]) -> tuple[list[Chart], list[str]]:
     """k-NN first, for it can be compared; then the losses, a chart for each sum of terms. And what is left out."""
     drawn: list[Chart] = []
     for name, what in _MONITORS.items():
-        curves = [(log.name, log.curve(name)) for log in logs]
-        drawn += _in_parts(f"{what}, while training", f"{what}, %", curves, "")
+        drawn += _in_parts(f"{what}, while training", f"{what}, %", logs, name)
     by_terms: dict[tuple[str, ...], list[TrainingLog]] = defaultdict(list)
     for log in logs:
         by_terms[log.terms].append(log)
     for terms, together in sorted(by_terms.items()):
         title = f"Loss: {' + '.join(terms)}" if terms else "Loss"
-        drawn += _in_parts(title, "loss", [(log.name, log.curve("loss")) for log in together], "")
-    remarks = [f"{len(drawn) - CHARTS} more charts; name fewer folders with --runs"] if len(drawn) > CHARTS else []
-    remarks += [f"{log.damaged} unreadable lines of the log of {log.name}" for log in logs if log.damaged]
+        drawn += _in_parts(title, "loss", together, "loss")
+    more = len(drawn) - CHARTS
+    remarks = [f"{plural(more, 'more chart')}; name fewer folders with --runs"] if more > 0 else []
+    remarks += [f"{plural(log.damaged, 'unreadable line')} of the log of {log.name}" for log in logs if log.damaged]
     remarks += [f"{log.name}: no line of its log has an epoch and a loss" for log in logs if not log.curve("loss")]
     return drawn[:CHARTS], remarks
 
 
-def _in_parts(
-    title: str, y_label: str, curves: Iterable[tuple[str, tuple[Point, ...]]], caption: str
-) -> Iterable[Chart]:
+def has_accuracy(logs: Sequence[TrainingLog]) -> bool:
+    """Whether any of them was monitored."""
+    return any(log.curve(name) for log in logs for name in _MONITORS)
+
+
+def _in_parts(title: str, y_label: str, logs: Iterable[TrainingLog], name: str) -> Iterable[Chart]:
     """More runs than colors make several charts."""
-    series = [Series(name, points) for name, points in curves if points]
-    parts = [series[at : at + COLORS] for at in range(0, len(series), COLORS)]
+    drawn = [(log, Series(log.name, points)) for log in logs if (points := log.curve(name))]
+    parts = [drawn[at : at + COLORS] for at in range(0, len(drawn), COLORS)]
     for place, part in enumerate(parts, 1):
         suffix = f" ({place} of {len(parts)})" if len(parts) > 1 else ""
-        yield Chart(title + suffix, "epoch", y_label, tuple(part), caption)
+        caption = f"From {', '.join(log.origin for log, _ in part)}."
+        yield Chart(title + suffix, "epoch", y_label, tuple(series for _, series in part), caption)

@@ -12,6 +12,7 @@ from ssl_bench.leaderboards.record import Record
 from ssl_bench.leaderboards.report import ablations
 from ssl_bench.leaderboards.report.charts import Chart, Point, Series
 from ssl_bench.leaderboards.report.places import Places
+from ssl_bench.leaderboards.report.words import deviating, in_order, plural
 from ssl_bench.leaderboards.standing import Placed, place
 from ssl_bench.leaderboards.store import Results
 from ssl_bench.leaderboards.table import run_label
@@ -52,6 +53,7 @@ class Entry:
 
     numbers: tuple[Measured, ...] = ()
     left_out: int = 0
+    more: str = ""  # where the first of those is
 
 
 Ours = tuple[str, tuple[Entry, ...]]  # a model, and its numbers in the table's columns
@@ -138,9 +140,7 @@ def _newest(results: Results) -> Results:
     if len(results) <= COMPARED:
         return results
     order = sorted(range(len(results)), key=lambda index: (results.records[index].started, results.paths[index]))
-    kept = sorted(order[-COMPARED:])
-    records, paths = results.records, results.paths
-    return Results(results.root, tuple(records[i] for i in kept), tuple(paths[i] for i in kept))
+    return results.take(sorted(order[-COMPARED:]))
 
 
 def name_of(key: str) -> str:
@@ -217,7 +217,7 @@ class _View:
             about=tuple((letter, text) for text, letter in self.letters.items()),
             remarks=tuple(remarks[:REMARKS]),
             charts=tuple(charts[:CHARTS]),
-            left_out=f"{len(charts) - CHARTS} more charts of settings" if len(charts) > CHARTS else "",
+            left_out=f"{plural(len(charts) - CHARTS, 'more chart')} of settings" if len(charts) > CHARTS else "",
         )
 
     def _models(self, line: int, scores: Sequence[_Score]) -> tuple[tuple[Ours, ...], int]:
@@ -236,17 +236,21 @@ class _View:
     def _entry(self, model: str, scores: Sequence[_Score], at: str) -> Entry:
         """The numbers that are measured most alike come first."""
         numbers = []
-        for count, score in enumerate(sorted(scores, key=lambda score: score.away)[:STACKED], 1):
+        ordered = sorted(scores, key=lambda score: (score.away, in_order(score.record)))
+        for count, score in enumerate(ordered[:STACKED], 1):
             id_ = f"{at}-{count}"
             href = self.places.show(score.record, at=f"{self.page}#{id_}", as_what=f"{self.name}, {score.column}")
-            if score.cell is not None:
-                self.points[id(score.cell)].append((model, Point(0.0, score.value, "", href, not score.about)))
+            if score.cell is not None and not score.about:  # else it is no point of the paper's axes
+                self.points[id(score.cell)].append((model, Point(0.0, score.value, "", href)))
             digits = max(1, self.digits[score.column])
             spread = "" if score.uncertainty is None else f"± {score.uncertainty:.{digits}f}"
             difference = "" if score.difference is None else f"{score.difference:+.{digits}f}"
             letter = self.letters.setdefault(score.about, _letter(len(self.letters))) if score.about else ""
             numbers.append(Measured(f"{score.value:.{digits}f}", spread, difference, href, id_, letter))
-        return Entry(tuple(numbers), max(0, len(scores) - STACKED))
+        left = ordered[STACKED:]
+        what = f"{self.name}, {plural(len(left), 'more number')} of {scores[0].column}" if left else ""
+        more = self.places.show(left[0].record, at=f"{self.page}#{at}-1", as_what=what) if left else ""
+        return Entry(tuple(numbers), len(left), more)
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,9 @@ class _Score:
     @classmethod
     def alone(cls, each: Placed) -> _Score:
         about = run_label(each.record)
-        return cls(each.column.name, each.record, each.value, each.uncertainty, None, about, 0, None)
+        return cls(
+            each.column.name, each.record, each.value, each.uncertainty, None, about, deviating(each.record), None
+        )
 
 
 def _owner(record: Record) -> tuple[str, str, str, int]:

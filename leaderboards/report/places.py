@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssl_bench.leaderboards.record import Record
+from ssl_bench.leaderboards.report.words import in_order
 from ssl_bench.leaderboards.store import Results
 
 
@@ -33,6 +34,10 @@ class Places:
         """Records are found by what they are, since two may be equal in all but their files."""
         pairs = zip(self.results.records, self.results.paths, strict=True)
         self._paths = {id(record): path for record, path in pairs}
+
+    def in_order(self) -> list[Record]:
+        """All records, those of one page together, as people list runs."""
+        return sorted(self.results, key=lambda record: (self.path(record).parent, in_order(record), self.path(record)))
 
     def path(self, record: Record) -> Path:
         """The record's file."""
@@ -68,9 +73,9 @@ def relative_to(page_name: str, target: str) -> str:
     return posixpath.relpath(place, posixpath.dirname(page_name) or ".") + hash_sign + section
 
 
-def grouped(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
-    """The records of every page."""
-    pages: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(paths, key=lambda path: (path.parent, path.stem)):  # the plain run first
-        pages[page(path, root)].append(path)
+def grouped(records: Iterable[Record], places: Places) -> dict[str, list[Record]]:
+    """The records of every page, in their order."""
+    pages: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        pages[page(places.path(record), places.results.root)].append(record)
     return dict(pages)

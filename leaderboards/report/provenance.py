@@ -9,14 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.leaderboards.record import Record, Score, files_path, samples_path, settings_text
-from ssl_bench.leaderboards.report.charts import number
 from ssl_bench.leaderboards.report.places import Places, anchor, grouped, page
+from ssl_bench.leaderboards.report.words import number, score_text, with_unit
 from ssl_bench.leaderboards.strict_json import canonical, plain
 from ssl_bench.leaderboards.table import run_label
 
 SECTIONS = 2_000  # of all pages together, where no number asks for more
 _JSON_CHARACTERS = 60_000  # of one field
 _FILES = 50
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One score."""
+
+    metric: str
+    value: str
+    full: str  # the value in full precision
+    spread: str
+    kind: str  # of spread
+    full_spread: str
+    n: int
+    is_main: bool
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,8 @@ class Section:
     record: Record
     title: str
     path: str
-    scores: tuple[tuple[str, str, str, int, bool], ...]  # metric, value, spread, n, main
+    scores: tuple[ScoreLine, ...]
+    spread: str  # what all of their ± are; empty if they are several things
     facts: tuple[tuple[str, str], ...]
     deviations: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...]
@@ -52,10 +67,10 @@ def pages(places: Places) -> list[Page]:
     results = places.results
     if len(results) <= SECTIONS:
         places.shown.update(dict.fromkeys(results.paths))
-    by_path = dict(zip(results.paths, results.records, strict=True))
+    shown = [record for record in places.in_order() if places.path(record) in places.shown]
     found = []
-    for name, paths in grouped(places.shown, results.root).items():
-        sections = tuple(_section(by_path[path], path, places) for path in paths)
+    for name, records in grouped(shown, places).items():
+        sections = tuple(_section(record, places.path(record), places) for record in records)
         first = sections[0].record
         found.append(Page(name, first.model, first.dataset, first.weights_sha256[:12], sections))
     return found
@@ -68,12 +83,15 @@ def _section(record: Record, path: Path, places: Places) -> Section:
     names = [places.relative(file) for file in files[:_FILES]]
     if len(files) > _FILES:
         names.append(f"and {len(files) - _FILES} more in {places.relative(folder)}/")
+    scores = tuple(_score(record, name, score) for name, score in record.scores.items())
+    kinds = {score.kind for score in scores if score.kind}
     return Section(
         id=anchor(path),
         record=record,
         title=run_label(record).removesuffix(f" · {record.dataset}"),
         path=places.relative(path),
-        scores=tuple(_score(record, name, score) for name, score in record.scores.items()),
+        scores=scores,
+        spread=kinds.pop() if len(kinds) == 1 else "",
         facts=tuple(_facts(record)),
         deviations=tuple(_deviations(record)),
         environment=tuple((name, _text(value)) for name, value in record.environment.items()),
@@ -83,15 +101,24 @@ def _section(record: Record, path: Path, places: Places) -> Section:
     )
 
 
-def _score(record: Record, name: str, score: Score) -> tuple[str, str, str, int, bool]:
-    spread = ""
-    if score.stderr is not None:
-        spread = f"± {number(score.stderr)} (standard error)"
-    elif score.std is not None:
-        spread = f"± {number(score.std)} (standard deviation, ddof={score.ddof})"
-    elif score.interval95 is not None:
-        spread = f"± {number(score.interval95)} (half the 95 % interval)"
-    return name, repr(score.value), spread, score.n, name == record.main_metric
+def _score(record: Record, name: str, score: Score) -> ScoreLine:
+    known = (
+        (score.stderr, "standard error"),
+        (score.std, f"standard deviation, ddof={score.ddof}"),
+        (score.interval95, "half the 95 % interval"),
+    )
+    uncertainty, kind = next(((value, kind) for value, kind in known if value is not None), (None, ""))
+    value, spread = score_text(score)
+    return ScoreLine(
+        metric=with_unit(name),
+        value=value,
+        full=repr(score.value),
+        spread=spread.partition(" (")[0],
+        kind=kind,
+        full_spread="" if uncertainty is None else repr(uncertainty),
+        n=score.n,
+        is_main=name == record.main_metric,
+    )
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
@@ -155,17 +182,18 @@ class Line:
     href: str
     settings: str
     value: str
+    metric: str
 
 
 def listing(places: Places) -> tuple[list[Line], str]:
     """The records that have a section, and what is left out."""
     lines = []
-    for record, path in zip(places.results.records, places.results.paths, strict=True):
+    for record in places.in_order():
+        path = places.path(record)
         if path in places.shown:
             settings = ", ".join(f"{name}={text}" for name, text in _deviations(record))
-            value = record.main_score.value
-            shown = f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-            lines.append(Line(record, f"{page(path, places.results.root)}#{anchor(path)}", settings, shown))
+            href = f"{page(path, places.results.root)}#{anchor(path)}"
+            lines.append(Line(record, href, settings, score_text(record.main_score)[0], with_unit(record.main_metric)))
     more = len(places.results) - len(lines)
     return lines[:SECTIONS], f"{more + max(0, len(lines) - SECTIONS):,}" if more or len(lines) > SECTIONS else ""
 

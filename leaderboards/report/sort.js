@@ -1,4 +1,5 @@
-// Tables of class "sortable": a button in every heading. Without this file the page is complete, but not sortable.
+// Tables of class "sortable": a button in every heading. Without this file a page is complete, but not sortable, and
+// browsers decide whether the Tab key stops at what scrolls.
 "use strict";
 
 // What a cell is sorted by: its number, or its words. Nothing, of a cell without a value.
@@ -42,4 +43,16 @@ for (const table of document.querySelectorAll("table.sortable")) {
       sortRows(table, column, direction);
     });
   });
+}
+
+// A box is a stop of the Tab key where there is something to scroll to.
+const sizes = new ResizeObserver((entries) => {
+  for (const box of new Set(entries.map(({ target }) => target.closest(".scroll")))) {
+    if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+});
+for (const box of document.querySelectorAll(".scroll")) {
+  sizes.observe(box);
+  if (box.firstElementChild) sizes.observe(box.firstElementChild);
 }
