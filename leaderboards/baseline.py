@@ -9,10 +9,10 @@ with it sample by sample. `tolerance` and `about` are there to be edited by hand
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.errors import UserError
+from ssl_bench.errors import UserError, unknown
 from ssl_bench.files import atomic_file
-from ssl_bench.leaderboards.record import Record, Score, samples_path, settings_text
+from ssl_bench.leaderboards.record import Deviations, Record, Score, samples_path, settings_text
 from ssl_bench.leaderboards.store import load_samples
 from ssl_bench.leaderboards.strict_json import canonical, loads, parse, plain
 
 SCHEMA_VERSION = 1
-DEFAULT_TOLERANCE = 0.02  # of the value, for new entries: a guess, until somebody measures how far the metric wanders
+# Of the value (of 1 if it is 0), for new entries: a guess, until somebody measures how far the metric wanders.
+DEFAULT_TOLERANCE = 0.02
 
 _PORTABLE = re.compile(r"(timm|hf|random|pixels|recipe):")  # specs that mean the same on every machine
 _ROUNDING = 1e-6  # percents that are the same number
@@ -47,7 +48,7 @@ class Samples:
         """As many bits as samples."""
         try:
             size = len(base64.b64decode(self.correct, validate=True))
-        except binascii.Error as error:
+        except ValueError as error:
             raise UserError(f"correct: not base64 ({error}).") from error
         if self.n < 1 or size != math.ceil(self.n / 8):
             raise UserError(f"correct: expected a bit for each of n={self.n} samples, found {size} bytes.")
@@ -72,14 +73,14 @@ class Entry:
     code_version: str
     weights: str  # the first 12 digits of their sha256, so that it can be told whether they changed
     ckpt: str | None = None  # the checkpoint's spec, unless it is a path of one machine
+    recipe_sha256: str | None = None  # the first 12 digits, of the values in the recipe; None: nobody knows
     samples: Samples | None = None
 
     def __post_init__(self) -> None:
         """Whatever the types cannot say."""
         if self.tolerance < 0:
             raise UserError(f"tolerance: expected 0 or more, found {self.tolerance:g}.")
-        if "limit" in self.deviations:
-            raise UserError("deviations: a run with --limit is no baseline; measure on all samples.")
+        _check_deviations(self.deviations)
         if self.samples and abs(_percent(unpacked(self.samples)) - self.score.value) > _ROUNDING:
             raise UserError(
                 f"samples: of them {_percent(unpacked(self.samples)):g} % are right, but score.value is "
@@ -93,10 +94,11 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """For people: in one line, and of characters that can be written."""
         settings = f" [{settings_text(self.deviations)}]" if self.deviations else ""
         way = f"{self.protocol}/{self.recipe}@v{self.version}{settings}"
-        return f"{self.model} · {self.dataset} · {way} · {self.metric}"
+        name = f"{self.model} · {self.dataset} · {way} · {self.metric}"
+        return " ".join(name.encode("utf-8", "backslashreplace").decode().split())
 
     @property
     def command(self) -> str:
@@ -112,6 +114,31 @@ class Entry:
             else:
                 words += [flag] if value is True else [flag, str(value)]
         return shlex.join(words)
+
+
+_DEVIATIONS = {
+    "overrides": dict,
+    "limit": int,
+    "seed": int,
+    "dtype": str,
+    "checkpoint_key": str,
+    "arch": dict,
+    "subset": dict,
+    "skip_broken": bool,
+}
+
+
+def _check_deviations(given: Mapping[str, Any]) -> None:
+    """They decide which records fit, so a slip of the pen must not pass for something else."""
+    for name, value in given.items():
+        if name not in _DEVIATIONS:
+            raise unknown("field of deviations", name, _DEVIATIONS)
+        if type(value) is not _DEVIATIONS[name]:
+            raise UserError(f"deviations: {name}: expected {_DEVIATIONS[name].__name__}, found {value!r}.")
+    if "limit" in given:
+        raise UserError("deviations: a run with --limit is no baseline; measure on all samples.")
+    if Deviations(**given).as_json() != given:
+        raise UserError(f"deviations: expected only what deviates from the plain run, found {settings_text(given)}.")
 
 
 @dataclass(frozen=True)
@@ -173,8 +200,9 @@ def read_baseline(path: Path) -> Baseline:
 def write_baseline(baseline: Baseline, path: Path) -> None:
     """One line a field and entries in order, so that git shows what changed."""
     ordered = replace(baseline, entries=sorted(baseline.entries, key=lambda entry: (entry.name, entry.key)))
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(plain(ordered), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps(plain(ordered), indent=1, ensure_ascii=False) + "\n"
+    with atomic_file(Path(os.path.realpath(path))) as temporary:  # a link keeps pointing where it does
+        temporary.write_text(text, "utf-8", "backslashreplace")  # half a surrogate pair: JSON has the same escape
 
 
 # Which samples were right. -------------------------------------------------------------------------------------------
@@ -182,16 +210,11 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
 
 def right_samples(record: Record, path: Path, metric: str) -> tuple[str, list[bool]] | None:
     """A hash of the sorted sample ids, and which samples were right; None if the metric is not their accuracy."""
-    if metric != record.main_metric or not samples_path(path).exists():
+    if metric != record.main_metric or record.lower_is_better or not samples_path(path).exists():
         return None
-    try:
-        frame = load_samples(path).sort_values("sample_id")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{samples_path(path)}: cannot be read ({error}); score again with --overwrite always."
-        ) from error
+    frame = load_samples(path).sort_values("sample_id")
     correct = [bool(outcome) for outcome in frame["correct"]]
-    if not correct or abs(_percent(correct) - record.scores[metric].value) > _ROUNDING:
+    if abs(_percent(correct) - record.scores[metric].value) > _ROUNDING:
         return None
     return hashlib.sha256(canonical(list(frame["sample_id"])).encode()).hexdigest(), correct
 
@@ -216,6 +239,13 @@ def unpacked(samples: Samples) -> list[bool]:
     return outcomes
 
 
+def recipe_sha256(record: Record) -> str:
+    """Of what the recipe holds, so that it is noticed when another recipe goes by its name and version."""
+    not_its_own = {"source", "published", *record.overrides}  # settings are compared as deviations
+    values = {name: value for name, value in record.resolved_recipe.items() if name not in not_its_own}
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:12]
+
+
 def entry_of(record: Record, path: Path, metric: str) -> Entry:
     """The record's number as a new entry."""
     score, right = record.scores[metric], right_samples(record, path, metric)
@@ -230,10 +260,11 @@ def entry_of(record: Record, path: Path, metric: str) -> Entry:
         metric=metric,
         lower_is_better=record.lower_is_better,
         score=score,
-        tolerance=float(f"{DEFAULT_TOLERANCE * abs(score.value):.2g}"),
+        tolerance=float(f"{DEFAULT_TOLERANCE * (abs(score.value) or 1.0):.2g}"),
         made=record.started,
         code_version=record.code_version,
         weights=record.weights_sha256[:12],
         ckpt=record.checkpoint.spec if _PORTABLE.match(record.checkpoint.spec) else None,
+        recipe_sha256=recipe_sha256(record),
         samples=None if right is None else _packed(*right),
     )

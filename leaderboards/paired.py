@@ -11,7 +11,8 @@
 2. Several seeds, the same for both sides. Two questions, two answers. "On other images?": an image is one observation,
    however many seeds saw it, so its outcomes are summed over seeds, and the test flips the signs of these sums (with
    one seed this is McNemar's test); counting every (image, seed) as an observation would find significance everywhere.
-   "With other seeds?": a paired t interval of the differences, seed by seed. A side is called better if both say so.
+   "With other seeds?": a paired t interval of the differences, seed by seed. A side is called better if both say so
+   (the first alone, where every seed gives the same difference and the second has no answer).
 3. No per-image outcomes (segmentation, detection, episodes): several seeds leave the paired t. One seed leaves an
    unpaired test from the two standard errors (Welch), which is weaker, since what both runs find hard is not cancelled.
 
@@ -31,7 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.leaderboards.record import Record, Score, read_record, samples_path, settings_text
+from ssl_bench.leaderboards.record import Record, Score, samples_path, settings_text
+from ssl_bench.leaderboards.sides import Side, find, is_path
 from ssl_bench.leaderboards.store import Results, load_results, load_samples
 
 Interval = tuple[float, float]
@@ -41,6 +43,8 @@ BoolArray = npt.NDArray[np.bool_]
 LEVEL = 0.05
 _Z = 1.959963984540054  # of a normal distribution, 2.5 % lie above
 _FFT_FLOOR = 1e-9  # below it, rounding of the Fourier transform is all there is
+_ROUNDING = 1e-9  # points that are no spread
+_PRINTED = 0.005  # points that two decimals do not show
 
 
 # Statistics, on arrays and counts. ----------------------------------------------------------------------------------
@@ -153,106 +157,31 @@ def paired_t(differences: Sequence[float]) -> StudentTest | None:
     """Over seeds; None where their spread is unknown, because there is one, or where all give the same."""
     n = len(differences)
     spread = statistics.stdev(differences) if n > 1 else 0.0
-    if spread < 1e-9:  # rounding is no spread
+    if spread < _ROUNDING:
         return None
     return t_test(statistics.fmean(differences), spread / math.sqrt(n), n - 1)
 
 
 def welch(a: Score, b: Score) -> StudentTest:
     """Unpaired, from the two standard errors."""
-    errors = [_standard_error(score) for score in (a, b)]
-    squares = [error**2 for error in errors]
-    if not sum(squares):
+    (error_a, df_a), (error_b, df_b) = _standard_error(a), _standard_error(b)
+    error = math.hypot(error_a, error_b)
+    if error < _ROUNDING:
         raise UserError("both scores have a standard error of 0, so there is nothing to hold their difference against.")
-    df = sum(squares) ** 2 / sum(s**2 / (score.n - 1) for s, score in zip(squares, (a, b), strict=True))
-    return t_test(a.value - b.value, math.sqrt(sum(squares)), df)
+    df = 1 / ((error_a / error) ** 4 / df_a + (error_b / error) ** 4 / df_b)
+    return t_test(a.value - b.value, error, df)
 
 
-def _standard_error(score: Score) -> float:
-    if score.n > 1 and score.stderr is not None:
-        return score.stderr
-    if score.n > 1 and score.interval95 is not None:
-        return score.interval95 / 1.96
-    if score.n > 1 and score.std is not None:
-        return score.std / math.sqrt(score.n - 1 if score.ddof == 0 else score.n)
-    raise UserError(
-        "no per-image outcomes were kept (this protocol counts none), and the score has no standard error either, so "
-        "one run of each cannot be compared. Run both with several seeds (ssl-bench run --seed 1, 2, ...)."
-    )
-
-
-# Runs, by name or by path. ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Side:
-    """A record, or records that differ in nothing but the seed."""
-
-    name: str
-    records: tuple[Record, ...]
-    paths: tuple[Path, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of the records, in their order."""
-        return tuple(record.seed for record in self.records)
-
-    def only(self, seeds: Sequence[int]) -> Side:
-        """The records of these seeds, in this order."""
-        places = [self.seeds.index(seed) for seed in seeds]
-        return Side(self.name, tuple(self.records[i] for i in places), tuple(self.paths[i] for i in places))
-
-
-def find(run: str | Path, results: Results) -> Side:
-    """The records that `run` means: a record file's path, or a name as `ssl-bench ls results` prints it.
-
-    A name means the plain runs (the recipe as it stands, all images) of one network, with all their seeds. Where there
-    is none, the only runs of that name; where there are several kinds, one has to be named by its path.
-    """
-    if _is_path(run):
-        record = read_record(Path(run).expanduser())
-        return Side(_name(record), (record,), (Path(run).expanduser(),))
-    pairs = list(zip(results.records, results.paths, strict=True))
-    named = [(record, path) for record, path in pairs if _name(record) == str(run)]
-    if not named:
-        if not pairs:
-            raise UserError(f"run {str(run)!r}: no records under {results.root}; run `ssl-bench run ...` first.")
-        raise unknown("run (a file, or model/dataset/protocol/recipe)", str(run), {_name(each) for each, _ in pairs})
-    groups: dict[str, list[tuple[Record, Path]]] = {}
-    for record, path in named:
-        groups.setdefault(_but_seed(record), []).append((record, path))
-    chosen = [group for group in groups.values() if not _deviations(group[0][0])] or list(groups.values())
-    if len(chosen) > 1 or len({record.seed for record, _ in chosen[0]}) < len(chosen[0]):
-        listed = "".join(f"\n  {path}{_remark(record)}" for record, path in named)
-        raise UserError(
-            f"run {str(run)!r} may be any of {len(named)} records. Give the path of the one you mean:{listed}"
-        )
-    ordered = sorted(chosen[0], key=lambda pair: pair[0].seed)
-    return Side(str(run), tuple(record for record, _ in ordered), tuple(path for _, path in ordered))
-
-
-def _is_path(run: str | Path) -> bool:
-    return isinstance(run, Path) or run.endswith(".json")
-
-
-def _name(record: Record) -> str:
-    return f"{record.model}/{record.dataset}/{record.protocol}/{record.recipe}"
-
-
-def _deviations(record: Record) -> dict[str, Any]:
-    return {name: value for name, value in record.run.deviations.as_json().items() if name != "seed"}
-
-
-def _remark(record: Record) -> str:
-    deviations = {name: value for name, value in _deviations(record).items() if name != "overrides"}
-    said = settings_text(record.overrides | deviations | {"seed": record.seed})
-    return f"  (version {record.version}, weights {record.weights_sha256[:12]}, {said})"
-
-
-def _but_seed(record: Record) -> str:
-    random = record.checkpoint.format == "random"  # whose weights the seed decides
-    weights = "" if random else record.weights_sha256
-    return replace(record.run, weights_sha256=weights, deviations=replace(record.run.deviations, seed=0)).key()
+def _standard_error(score: Score) -> tuple[float, float]:
+    """And its degrees of freedom."""
+    n = min(score.n, 10**15)  # more make no difference, but may be more than a float can hold
+    if n > 1 and score.stderr is not None:
+        return score.stderr, n - 1
+    if n > 1 and score.interval95 is not None:
+        return score.interval95 / 1.96, n - 1
+    if n > 1 and score.std is not None:
+        return score.std / math.sqrt(n - 1 if score.ddof == 0 else n), n - 1
+    raise UserError("a score has no standard error, so there is nothing to hold their difference against.")
 
 
 # Comparing two of them. ---------------------------------------------------------------------------------------------
@@ -292,6 +221,7 @@ class Outcome:
     over_seeds: StudentTest | None
     better: Literal["a", "b"] | None
     notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()  # files among which the names were looked up, but which could not be read
 
 
 def compare(run_a: str | Path, run_b: str | Path, *, allow: Sequence[str] = (), root: Path | None = None) -> Outcome:
@@ -299,7 +229,7 @@ def compare(run_a: str | Path, run_b: str | Path, *, allow: Sequence[str] = (), 
     for name in allow:
         if name not in ALLOWED:
             raise unknown("--allow", name, ALLOWED)
-    results = Results(Path()) if _is_path(run_a) and _is_path(run_b) else load_results(root)
+    results = Results(Path()) if is_path(run_a) and is_path(run_b) else load_results(root)
     a, b = find(run_a, results), find(run_b, results)
     if {path.resolve() for path in a.paths} & {path.resolve() for path in b.paths}:
         raise UserError(f"{a.name}: the same run twice; expected two runs.")
@@ -313,9 +243,9 @@ def compare(run_a: str | Path, run_b: str | Path, *, allow: Sequence[str] = (), 
     if rest := sorted(set(a.seeds) ^ set(b.seeds)):
         notes.append(f"Left out, since only one side has them: seeds {_shown(rest)}.")
     a, b = a.only(seeds), b.only(seeds)
-    if all(samples_path(path).exists() for path in (*a.paths, *b.paths)):
-        return _by_images(a, b, notes)
-    return _by_scores(a, b, notes)
+    right = _outcomes(a, b, notes)
+    outcome = _by_scores(a, b, notes) if right is None else _by_images(a, b, *right, notes)
+    return replace(outcome, problems=tuple(results.problems.values()))
 
 
 def _comparable(a: Record, b: Record, allow: Sequence[str]) -> list[str]:
@@ -323,6 +253,8 @@ def _comparable(a: Record, b: Record, allow: Sequence[str]) -> list[str]:
     implied = ("recipe", "version", "settings") if "protocol" in allow else ("settings",) if "recipe" in allow else ()
     facts = {name: (getattr(a, field), getattr(b, field)) for name, field in (ALLOWED | _REFUSED).items()}
     differing = {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
+    if not {"protocol", "recipe", "version"} & differing.keys() and (others := _other_values(a, b)):
+        differing["recipe"] = others
     if refused := [name for name in differing if name not in (*allow, *implied)]:
         said = "; ".join(f"{name}: {' against '.join(map(_shown, differing[name]))}" for name in refused)
         hint = f" If that is what you compare: {' '.join(f'--allow {name}' for name in refused)}."
@@ -334,6 +266,14 @@ def _comparable(a: Record, b: Record, allow: Sequence[str]) -> list[str]:
     return notes + ([f"Limited runs: {a.limit} images a split, a quick try."] if a.limited else [])
 
 
+def _other_values(a: Record, b: Record) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What the recipe of one name holds in both, where these are not the same: its file was edited in between."""
+    names = (a.resolved_recipe.keys() & b.resolved_recipe.keys()) - {"source", "published", *a.overrides, *b.overrides}
+    names = {name for name in names if a.resolved_recipe[name] != b.resolved_recipe[name]}
+    values_a, values_b = ({name: record.resolved_recipe[name] for name in names} for record in (a, b))
+    return (values_a, values_b) if names else None
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         short = {name: item[:8] if isinstance(item, str) and len(item) == 64 else item for name, item in value.items()}
@@ -341,10 +281,15 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _by_images(a: Side, b: Side, notes: list[str]) -> Outcome:
-    frames = [load_samples(path).set_index("sample_id") for path in (*a.paths, *b.paths)]
+def _outcomes(a: Side, b: Side, notes: list[str]) -> tuple[BoolArray, BoolArray] | None:
+    """Which images each side got right, (seeds, images); None, with a note, if they are not what the metric counts."""
+    paths = (*a.paths, *b.paths)
+    if not all(samples_path(path).exists() for path in paths):
+        notes.append("Not both kept per-image outcomes.")
+        return None
+    frames = [load_samples(path).set_index("sample_id") for path in paths]
     first = frames[0]
-    for path, frame in zip((*a.paths, *b.paths), frames, strict=True):
+    for path, frame in zip(paths, frames, strict=True):
         if len(other := first.index.symmetric_difference(frame.index)):
             raise UserError(
                 f"{path}: {len(other):,} images are not in both runs, for instance {other[0]!r}. Expected outcomes on "
@@ -353,13 +298,18 @@ def _by_images(a: Side, b: Side, notes: list[str]) -> Outcome:
         if (frame["label"].reindex(first.index) != first["label"]).any():
             raise UserError(f"{path}: some images have another label there. Expected outcomes on the same data.")
     correct = np.stack([frame["correct"].reindex(first.index).to_numpy(dtype=bool) for frame in frames])
-    right_a, right_b = correct[: len(a.paths)], correct[len(a.paths) :]
-    for side, right in ((a, right_a), (b, right_b)):
-        recorded = statistics.fmean(record.main_score.value for record in side.records)
-        if abs(recorded - 100 * right.mean()) > 0.005:
+    for path, record, right in zip(paths, (*a.records, *b.records), correct, strict=True):
+        accuracy, value = 100 * float(right.mean()), record.main_score.value
+        if abs(accuracy - value) > _PRINTED or record.lower_is_better:
+            kind = "lower is better" if record.lower_is_better else f"{value:.2f}"
             notes.append(
-                f"{side.name}: kept outcomes give {100 * right.mean():.2f}, its main metric is {recorded:.2f}."
+                f"{path}: kept outcomes have an accuracy of {accuracy:.2f}, {record.main_metric} is not ({kind})."
             )
+            return None
+    return correct[: len(a.paths)], correct[len(a.paths) :]
+
+
+def _by_images(a: Side, b: Side, right_a: BoolArray, right_b: BoolArray, notes: list[str]) -> Outcome:
     counts, seeds = difference_counts(right_a, right_b), len(right_a)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     (low, high), (bootstrap_low, bootstrap_high) = adjusted_interval(counts), bootstrap_interval(counts)
@@ -389,11 +339,24 @@ def _by_images(a: Side, b: Side, notes: list[str]) -> Outcome:
 def _by_scores(a: Side, b: Side, notes: list[str]) -> Outcome:
     values = [[record.main_score.value for record in side.records] for side in (a, b)]
     t = paired_t([x - y for x, y in zip(*values, strict=True)])
-    found = t or welch(a.records[0].main_score, b.records[0].main_score)
+    found = t or _unpaired(a, b)
     how = "over seeds alone" if t else "an unpaired test from the two standard errors, which sees less"
-    notes.append(f"Not both kept per-image outcomes, so this is {how}.")
+    notes[-1] += f" So this is {how}."
     means = statistics.fmean(values[0]), statistics.fmean(values[1])
     test = f"paired t test over {len(a.records)} seeds" if t else "Welch's unpaired t test"
     a_leads = (found.difference > 0) != a.records[0].lower_is_better
     better: Literal["a", "b"] | None = None if found.p >= LEVEL else "a" if a_leads else "b"
     return Outcome(a, b, means, found.difference, found.interval95, found.p, test, None, t, better, tuple(notes))
+
+
+def _unpaired(a: Side, b: Side) -> StudentTest:
+    try:
+        return welch(a.records[0].main_score, b.records[0].main_score)
+    except UserError as error:
+        seeds = len(a.records)
+        hint = (
+            f"All {seeds} seeds give the same difference, so they do not say either; expected seeds that differ."
+            if seeds > 1
+            else "Run both with several seeds (ssl-bench run --seed 1, 2, ...)."
+        )
+        raise UserError(f"there is no paired test of these two runs, and {error} {hint}") from error

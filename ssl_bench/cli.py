@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ app.add_typer(cache_app, name="cache")
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 the user's input is at fault."""
+    _print_whatever_comes()
     try:
         app()
     except UserError as error:
@@ -46,6 +48,13 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(2)
     sys.exit(2)
+
+
+def _print_whatever_comes() -> None:
+    """A name that the terminal cannot show is no reason to end with a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In UTF-8 that is half a surrogate pair, for which JSON has the same escape.
+        sys.stdout.reconfigure(errors="backslashreplace" if "utf" in sys.stdout.encoding.lower() else "replace")
 
 
 def _version(show: bool) -> None:

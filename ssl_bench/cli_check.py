@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from xml.etree import ElementTree
@@ -31,9 +33,13 @@ def check(
         bool,
         typer.Option("--update", help="Take the records' numbers into the baseline; see `git diff` before commit."),
     ] = False,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="With --update: also records without an entry, by name or pattern: moca/toy/knn/dino, '*'."),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML, as CI systems read it.")] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help='Also write a summary in Markdown: --markdown "$GITHUB_STEP_SUMMARY".')
+        Path | None, typer.Option(help='Also append a summary in Markdown: --markdown "$GITHUB_STEP_SUMMARY".')
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,28 +48,34 @@ def check(
     A drop fails when it is significant (one-sided 5 % over all entries together) and larger than the entry's tolerance.
     The newest record of a name counts. The records are those under SSL_BENCH_RESULTS.
     """
-    from ssl_bench.files import expanded
+    from ssl_bench.files import expanded, write_report
     from ssl_bench.leaderboards import gate
     from ssl_bench.leaderboards.baseline import read_baseline
     from ssl_bench.leaderboards.store import load_results
 
     path = expanded(baseline)
+    junit, markdown = (None if each is None else expanded(each) for each in (junit, markdown))
     if update and (junit or markdown):
         raise UserError("--junit and --markdown tell of a check; give them without --update.")
+    if add and not update:
+        raise UserError("--add: expected with --update, which is what changes the baseline.")
+    _require_different({"--baseline": path, "--junit": junit, "--markdown": markdown})
     results = load_results()
     known = None if update and not path.exists() else read_baseline(path)
-    _require_complete(results)
     for problem in results.problems.values():  # which name the file
         sys.stderr.write(f"ssl-bench: left out: {problem}\n")
     if update:
-        _update(path, results, as_json=as_json)
+        _require_complete(results)
+        _update(path, results, add or (), as_json=as_json)
         return
     assert known is not None
+    if not len(results):
+        sys.stderr.write(f"ssl-bench: {results.root}: there are no records; SSL_BENCH_RESULTS names their folder\n")
     report = gate.check(known, results)
     if junit:
-        _write(junit, junit_xml(report))
+        write_report(junit, junit_xml(report))
     if markdown:
-        _write(markdown, summary(report))
+        write_report(markdown, summary(report), append=True)
     if as_json:
         print_json(
             {
@@ -78,19 +90,27 @@ def check(
         raise typer.Exit(1)
 
 
+def _require_different(paths: dict[str, Path | None]) -> None:
+    """A report must not overwrite the baseline, nor another report."""
+    places: dict[str, str] = {}
+    for option, path in paths.items():
+        if path is not None and (first := places.setdefault(os.path.realpath(path), option)) != option:
+            raise UserError(f"{path}: named by {first} and by {option}; expected a file for each.")
+
+
 def _require_complete(results: Results) -> None:
     if all(record.limited for record in results):
         what = f"all {len(results)} records come from runs with --limit" if len(results) else "there are no records"
         broken = f" {len(results.problems)} files could not be read: " if results.problems else ""
         raise UserError(
-            f"{results.root}: {what}, and a check needs records of whole runs. Make them (`ssl-bench run ...`, "
+            f"{results.root}: {what}, and a baseline needs records of whole runs. Make them (`ssl-bench run ...`, "
             f"`ssl-bench demo`) or let SSL_BENCH_RESULTS name their folder.{broken}"
             + next(iter(results.problems.values()), "")
         )
 
 
-def _update(path: Path, results: Results, *, as_json: bool) -> None:
-    """Show what changes, then write it."""
+def _update(path: Path, results: Results, add: Sequence[str], *, as_json: bool) -> None:
+    """Write it, and show what has changed."""
     import dataclasses
 
     from ssl_bench.leaderboards import gate
@@ -98,20 +118,24 @@ def _update(path: Path, results: Results, *, as_json: bool) -> None:
     from ssl_bench.progress import say
 
     old = read_baseline(path) if path.exists() else Baseline(SCHEMA_VERSION, [], [])
-    new, changes = gate.updated(old, results)
+    new, changes = gate.updated(old, results, add=add)
+    if new != old:
+        write_baseline(new, path)
     if as_json:
         print_json({"changes": [dataclasses.asdict(change) for change in changes]})
     else:
-        for change in changes:
+        left_out = [change for change in changes if change.kind == "left out"]
+        for change in [change for change in changes if change.kind != "left out"] + left_out[:_LISTED]:
             values = " -> ".join(_number(value) for value in (change.before, change.now) if value is not None)
             sys.stdout.write(f"{change.kind:8} {change.name}: {values} ({change.what})\n")
+        if len(left_out) > _LISTED:
+            sys.stdout.write(f"left out {len(left_out) - _LISTED} more records without an entry (--json lists all)\n")
     limited = sum(record.limited for record in results)
     if limited:
         say(f"left out: {limited} runs with --limit, which never enter a baseline")
     if new == old:
         say(f"{path} stays as it is")
         return
-    write_baseline(new, path)
     say(f"written: {path}, {len(new.entries)} entries. Look at what git says has changed before it is committed.")
 
 
@@ -157,7 +181,7 @@ def _number(value: float | None, sign: str = "") -> str:
     if value is None:
         return "-"
     value += 0.0  # -0.0 becomes 0.0
-    return f"{value:{sign}.2f}" if abs(value) >= 1 or value == 0 else f"{value:{sign}.3g}"
+    return f"{value:{sign}.2f}" if 1 <= abs(value) < 1e6 or value == 0 else f"{value:{sign}.3g}"
 
 
 def _headline(report: Report) -> str:
@@ -170,14 +194,15 @@ def _headline(report: Report) -> str:
 
 def _remarks(report: Report) -> list[str]:
     """Why entries fail, or what else a reader must know of them; then what is new, what was left out."""
+    from ssl_bench.leaderboards.sides import run_name
+
     lines = [
         f"{verdict.state}: {verdict.entry.name}: {verdict.why}"
         for verdict in report.verdicts
         if verdict.state != "passed" or "the newest was taken" in verdict.why
     ]
     lines += [
-        f"new, without an entry (--update adds it): {record.model} · {record.dataset} · "
-        f"{record.protocol}/{record.recipe}@v{record.version}"
+        f"new, without an entry (--update --add NAME adds it): {' '.join(run_name(record).split())}"
         for record, _ in report.new[:_LISTED]
     ]
     if len(report.new) > _LISTED:
@@ -231,10 +256,3 @@ def junit_xml(report: Report) -> str:
 
 def _xml(text: str) -> str:
     return _NO_XML.sub("�", text)
-
-
-def _write(path: Path, text: str) -> None:
-    from ssl_bench.files import atomic_file, expanded
-
-    with atomic_file(expanded(path)) as temporary:
-        temporary.write_text(text, "utf-8")

@@ -11,10 +11,13 @@ import typer
 from ssl_bench.cli_stores import Json, print_json
 
 if TYPE_CHECKING:
-    from ssl_bench.leaderboards.paired import Outcome, Side
+    from ssl_bench.leaderboards.paired import Outcome
+    from ssl_bench.leaderboards.sides import Side
     from ssl_bench.sensitivity import Sensitivity
 
 _RUN = "A record file, or a name of `ssl-bench ls results`: model/dataset/protocol/recipe"
+# The test is exact, the interval follows from a formula for many images.
+_DISAGREE = "The interval alone would say otherwise, as happens where few images decide; the test is what counts here."
 _LISTED = 8  # swaps that are printed; --json has all
 
 
@@ -34,6 +37,8 @@ def compare(
     from ssl_bench.leaderboards.paired import compare as compared
 
     outcome = compared(run_a, run_b, allow=allow or ())
+    for problem in outcome.problems:  # which name the file
+        sys.stderr.write(f"ssl-bench: left out: {problem}\n")
     if as_json:
         print_json({"compare": _outcome_document(outcome)})
     else:
@@ -73,6 +78,8 @@ def sensitivity(
 
 def conclusion(outcome: Outcome) -> str:
     """In a sentence or two."""
+    from ssl_bench.leaderboards.paired import LEVEL
+
     low, high = outcome.interval95
     span = f"95 % interval {low:+.2f} to {high:+.2f}"
     tests = f"{outcome.test}, {_p(outcome.p)}"
@@ -81,10 +88,13 @@ def conclusion(outcome: Outcome) -> str:
         tests += f"; over {len(outcome.a.records)} seeds {_p(t.p)}"
     if outcome.better:
         better, worse = (outcome.a, outcome.b) if outcome.better == "a" else (outcome.b, outcome.a)
-        return f"{better.name} is better than {worse.name}: A - B = {outcome.difference:+.2f} ({span}; {tests})."
-    text = f"No significant difference: A - B = {outcome.difference:+.2f} ({span}; {tests})."
-    if t and (outcome.p < 0.05) != (t.p < 0.05):
-        here, not_here = ("other images", "other seeds") if outcome.p < 0.05 else ("other seeds", "other images")
+        text = f"{better.name} is better than {worse.name}: A - B = {outcome.difference:+.2f} ({span}; {tests})."
+    else:
+        text = f"No significant difference: A - B = {outcome.difference:+.2f} ({span}; {tests})."
+    if outcome.pairs and (outcome.p < LEVEL) == (low <= 0 <= high):
+        text = f"{text} {_DISAGREE}"
+    if t and not outcome.better and (outcome.p < LEVEL) != (t.p < LEVEL):
+        here, not_here = ("other images", "other seeds") if outcome.p < LEVEL else ("other seeds", "other images")
         return f"{text} It would hold on {here}, but perhaps not on {not_here}."
     return text
 

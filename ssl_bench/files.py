@@ -16,6 +16,7 @@ from typing import Any
 from ssl_bench.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
 
 
 def data_folder() -> Path:
@@ -51,7 +52,7 @@ def expanded(path: str | Path) -> Path:
 
 def require_writable(folder: Path) -> None:
     """Make `folder` and write into it, so that what cannot be kept is known before it is computed."""
-    with explained(folder):
+    with _placed(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()
@@ -70,18 +71,35 @@ def explained(path: Path) -> Iterator[None]:
                 "free some space (ssl-bench cache gc) or point SSL_BENCH_CACHE and SSL_BENCH_RESULTS to another disk, "
                 "then give the same command again."
             ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
-            raise UserError(f"cannot write {path}: {error.strerror}. Choose a folder that you may write to.") from error
+        if isinstance(error, _REFUSED) or error.errno == errno.EROFS:
+            raise _refusal(path, error) from error
         raise
+
+
+def _refusal(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}. Choose a place that you may write to.")
+
+
+@contextlib.contextmanager
+def _placed(path: Path) -> Iterator[None]:
+    """`explained`, where something new is made: a place that does not exist (/proc/x) cannot be made by anyone."""
+    with explained(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            raise _refusal(path, error) from error
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path`, else it is removed."""
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        with _placed(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
@@ -91,6 +109,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_report(path: Path, text: str, *, append: bool = False) -> None:
+    """Text for a file that the user named. Written into what is there: a link stays one, and a device too."""
+    with _placed(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if append else "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
 
 
 @contextlib.contextmanager

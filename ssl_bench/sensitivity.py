@@ -142,9 +142,7 @@ def sensitivity(ckpts: Sequence[str], options: running.Options) -> Sensitivity:
         for name, record in _scored(ckpt, subject, served, options).items():
             found[name][names[ckpt]] = record
     root = options.results or results_folder()
-    fought = agreement.duels(
-        {name: {model: _correct(r, root) for model, r in of.items()} for name, of in found.items()}
-    )
+    fought = agreement.duels({name: _correct(of, root) for name, of in found.items()})
     return Sensitivity(
         dataset=next(iter(subjects.values())).dataset.name,
         limit=options.limit,
@@ -214,8 +212,14 @@ def _scored(ckpt: str, subject: Subject, served: Sequence[Variant], options: run
     return records
 
 
-def _correct(record: Record, root: Path) -> BoolArray:
-    """Outcomes in the order of the images' names."""
-    frame = load_samples(record, root).sort_values("sample_id")
-    outcomes: BoolArray = frame["correct"].to_numpy(dtype=bool)
-    return outcomes
+def _correct(records: Mapping[str, Record], root: Path) -> dict[str, BoolArray]:
+    """The outcomes of each checkpoint, in the order of the images' names, which must be the same images."""
+    frames = {model: load_samples(record, root).sort_values("sample_id") for model, record in records.items()}
+    first = next(iter(frames.values()))
+    for model, frame in frames.items():
+        if list(frame["sample_id"]) != list(first["sample_id"]):
+            raise UserError(
+                f"{model}: the kept outcomes of {records[model].protocol}/{records[model].recipe} are of other images "
+                f"than those of {next(iter(frames))}. Expected the same; do the run again with --overwrite always."
+            )
+    return {model: frame["correct"].to_numpy(dtype=bool) for model, frame in frames.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,7 +126,41 @@ def test_tiny_p_is_never_zero(root):
     assert "p < 1e-8" in conclusion(ssl_bench.compare(A, B, root=root))
 
 
+def test_a_test_and_an_interval_that_disagree_are_explained(root):
+    store(root, "a", [1] * 6 + [0] * 14), store(root, "b", [0] * 5 + [1] + [0] * 14)
+    outcome = ssl_bench.compare(A, B, root=root)
+    assert outcome.p == 2 / 2**5 > 0.05
+    assert outcome.interval95[0] > 0
+    assert "the test is what counts here" in conclusion(outcome)
+    store(root, "a", [1] * 30 + [0] * 70), store(root, "b", [0] * 100)
+    assert "the test is what counts" not in conclusion(ssl_bench.compare(A, B, root=root))
+
+
+def test_a_terminal_without_unicode_and_files_that_cannot_be_read(root):
+    store(root, "a·b\nc", RIGHT_A), store(root, "b", RIGHT_B)
+    torn = store(root, "torn", RIGHT_A)
+    torn.write_text("{")
+    done = subprocess.run(
+        [sys.executable, "-m", "ssl_bench.cli", "compare", "a·b\nc/toy/knn/dino", B],
+        env=os.environ | {"SSL_BENCH_RESULTS": str(root), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"a?b" in done.stdout
+    assert f"left out: {torn}".encode() in done.stderr
+
+
 # sensitivity --------------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_on_other_images_are_refused(root):
+    store(root, "a", RIGHT_A), store(root, "b", RIGHT_B[:-1]), store(root, "c", RIGHT_B, order=range(99, -1, -1))
+    records = {record.model: record for record in load_results(root)}
+    found = module._correct({name: records[name] for name in "ac"}, root)
+    assert (list(found["a"]), list(found["c"])) == (list(map(bool, RIGHT_A)), list(map(bool, RIGHT_B)))
+    with pytest.raises(UserError, match="b: the kept outcomes of knn/dino are of other images than those of a"):
+        module._correct({name: records[name] for name in "ab"}, root)
 
 
 def test_every_recipe_is_a_variant_or_the_same_as_one():

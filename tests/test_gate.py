@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas
 import pytest
 from scipy.stats import ttest_ind_from_stats
 from test_record import make_record
@@ -19,7 +21,7 @@ from ssl_bench.errors import UserError
 from ssl_bench.leaderboards import baseline as baselines
 from ssl_bench.leaderboards.baseline import Baseline, read_baseline, write_baseline
 from ssl_bench.leaderboards.gate import check, corrected, updated
-from ssl_bench.leaderboards.record import OpenedCheckpoint, Score, samples_path, write_record
+from ssl_bench.leaderboards.record import Deviations, OpenedCheckpoint, Score, samples_path, write_record
 from ssl_bench.leaderboards.store import load_results
 
 N = 203  # no multiple of 8
@@ -92,6 +94,7 @@ def coin(lost: int, won: int) -> float:
         (25, 30, 1.0, "within noise"),
         (5, 0, 1.0, "dropped"),  # 1 / 32
         (4, 0, 1.0, "within noise"),  # 1 / 16
+        (14, 6, 1.0, "within noise"),  # .0577
     ],
 )
 def test_counted_samples_are_compared_one_by_one(root, lost, won, tolerance, state):
@@ -116,8 +119,9 @@ def test_pairing_sees_what_standard_errors_do_not(root):
     now[:10] = False  # 4.9 points, of a standard error of 3
     counted(root, now)
     assert only(baseline, root).state == "dropped"
+    without = dataclasses.replace(baseline, entries=[dataclasses.replace(baseline.entries[0], samples=None)])
     samples_path(path).unlink()
-    verdict = only(baseline, root)
+    verdict = only(without, root)
     assert (verdict.state, verdict.test) == ("within noise", "Welch")
 
 
@@ -129,10 +133,58 @@ def test_the_order_of_samples_is_their_ids_and_other_samples_are_not_paired(root
     verdict = only(baseline, root)
     assert (verdict.test, verdict.state, verdict.p) == ("McNemar", "passed", 0.5)
     assert verdict.why.startswith("0 samples")
-    counted(root, BEFORE, ids=[f"x{name}" for name in ids])
-    assert only(baseline, root).test == "Welch"
-    counted(root, BEFORE[:-1], ids=ids[:-1])
-    assert only(baseline, root).test == "Welch"
+    for now, names in ((BEFORE, [f"x{name}" for name in ids]), (BEFORE[:-1], ids[:-1])):
+        counted(root, now, ids=names)
+        verdict = only(baseline, root)
+        assert (verdict.state, verdict.value) == ("incomparable", None)
+        assert "of other samples than the baseline counts" in verdict.why
+
+
+def _halved(frame):
+    return frame.iloc[: N // 2]
+
+
+def _doubled(frame):
+    return pandas.concat([frame, frame])
+
+
+def _gaps(frame):
+    return frame.assign(correct=[None, *frame["correct"][1:]])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (None, "is missing"),
+        (b"PAR1", "cannot be read"),
+        (_halved, "the accuracy of what was kept is not the record's top1"),
+        (_doubled, "each with an id of its own"),
+        (_gaps, "without gaps"),
+    ],
+)
+def test_a_paired_test_never_becomes_a_weaker_one(root, damage, told):
+    """Ten samples fewer are within the noise of standard errors; see above."""
+    path = counted(root, BEFORE)
+    counted(root, BEFORE, model="whole")
+    baseline = baseline_of(root, tolerance=1.0)
+    kept = samples_path(path)
+    if damage is None:
+        kept.unlink()
+    elif isinstance(damage, bytes):
+        kept.write_bytes(damage)
+    else:
+        damage(pandas.read_parquet(kept)).to_parquet(kept)
+    verdicts = {verdict.entry.model: verdict for verdict in check(baseline, load_results(root)).verdicts}
+    assert (verdicts["moca-b"].state, verdicts["moca-b"].fails, verdicts["whole"].state) == (
+        "incomparable",
+        True,
+        "passed",
+    )
+    assert told in verdicts["moca-b"].why
+    assert str(kept) in verdicts["moca-b"].why
+    new, changes = updated(baseline, load_results(root))
+    assert new.entries == baseline.entries
+    assert [change.kind for change in changes] == ["kept"]
 
 
 def test_samples_of_another_metric_are_not_taken_for_it(root):
@@ -212,6 +264,11 @@ def test_a_long_baseline_does_not_cry_wolf(root):
     assert [verdict.state for verdict in report.verdicts] == ["passed"] * 3 + ["within noise"] + ["passed"] * 6
     assert report.verdicts[3].p == pytest.approx(10 / 64)
     assert not report.failed
+    # An improvement is no candidate for a drop, and takes the last place of the correction.
+    counted(root, ALL < 140, model="m4")
+    two = dataclasses.replace(baseline, entries=baseline.entries[3:5])
+    drop, rise = check(two, load_results(root)).verdicts
+    assert (drop.p, rise.state) == (pytest.approx(2 / 64), "improved")
     alone = dataclasses.replace(baseline, entries=[baseline.entries[3]])
     assert only(alone, root).state == "dropped"
 
@@ -256,6 +313,7 @@ def test_a_checkpoint_that_means_the_same_everywhere_is_named(root):
         ({"dataset_manifest_sha256": {"train": "c" * 64, "val": "e" * 64}}, "the images of val are others (manifest)"),
         ({"overrides": {"neighbors": 5}}, 'overrides: none in the baseline, {"neighbors": 5} now'),
         ({"seed": 1}, "seed: none in the baseline, 1 now"),
+        ({"resolved_recipe": {"neighbors": 7}}, "of this name and version holds other values"),
         ({"lower_is_better": True}, "lower_is_better: false in the baseline, true now"),
         (
             {"scores": {"top5": Score(90.0, 10)}, "main_metric": "top5"},
@@ -275,10 +333,55 @@ def test_what_was_measured_otherwise_is_incomparable(root, changes, told):
     assert (verdict.state, verdict.fails, verdict.value) == ("incomparable", True, None)
     assert told in verdict.why
     assert "--update" in verdict.why
+    new, (change, *_) = updated(baseline, load_results(root))
+    if changes.keys() <= {"version", "dataset_manifest_sha256", "resolved_recipe"}:
+        assert (change.kind, change.before) == ("replaced", 50.0)
+        assert only(new, root).state == "passed"
+        assert new.entries[0].tolerance == baseline.entries[0].tolerance
+    else:  # another measurement, which must not take the old one's place
+        assert (change.kind, change.before) == ("kept", 50.0)
+        assert new == baseline
+
+
+def test_the_nearest_record_is_told_and_one_that_may_replace_the_entry_is_nearest(root):
+    path = counted(root, BEFORE)
+    baseline = baseline_of(root)
+    path.unlink()
+    near = counted(root, BEFORE, recipe="extrema", started="2026-04-01T00:00:00+00:00")
+    counted(root, BEFORE, recipe="moca-paper", seed=2, started="2026-03-01T00:00:00+00:00")
+    counted(root, BEFORE, recipe="mmc-patch", seed=2, started="2026-05-01T00:00:00+00:00")
+    assert only(baseline, root).path == near
+    assert len(check(baseline, load_results(root)).new) == 3  # all of them can be added
+    newer = counted(root, BEFORE, version=2, dataset_manifest_sha256={"val": "e" * 64})
+    assert only(baseline, root).path == newer
+    assert only(baseline, root).replaceable
+    assert len(check(baseline, load_results(root)).new) == 3  # the newer one takes the entry's place
+
+
+def test_an_entry_that_does_not_know_its_recipes_values_learns_them(root):
+    counted(root, BEFORE)
+    baseline = baseline_of(root, recipe_sha256=None)
+    counted(root, BEFORE, resolved_recipe={"neighbors": 7})
+    assert only(baseline, root).state == "passed"
     new, (change,) = updated(baseline, load_results(root))
-    assert (change.kind, change.before) == ("replaced", 50.0)
+    assert (change.kind, change.before) == ("changed", change.now)
+    counted(root, BEFORE, resolved_recipe={"neighbors": 7, "published": "x", "source": "y"})
     assert only(new, root).state == "passed"
-    assert (new.entries[0].tolerance == baseline.entries[0].tolerance) == ("scores" not in changes)
+    counted(root, BEFORE, resolved_recipe={"neighbors": 8})
+    assert only(new, root).state == "incomparable"
+
+
+def test_settings_are_compared_as_deviations_alone(root):
+    counted(root, BEFORE, overrides={"lists": "a"}, resolved_recipe={"lists": ["a"], "k": 1})
+    baseline = baseline_of(root)
+    counted(root, BEFORE, overrides={"lists": "a"}, resolved_recipe={"lists": "a", "k": 1})
+    assert only(baseline, root).state == "passed"
+
+
+def test_errors_are_no_accuracy(root):
+    counted(root, BEFORE, lower_is_better=True)
+    (entry,) = baseline_of(root).entries
+    assert (entry.samples, entry.lower_is_better) == (None, True)
 
 
 def test_a_record_of_another_entry_is_not_compared(root):
@@ -297,6 +400,11 @@ def test_the_newest_of_two_weights_is_taken_and_said(root):
     counted(root, ALL < 0, weights_sha256=OTHER_WEIGHTS, started="2026-02-28T23:00:00+00:00")
     verdict = only(baseline, root)
     assert (verdict.state, verdict.record.weights_sha256) == ("passed", "ab" * 32)
+    counted(root, BEFORE, started="2026-03-01T12:00:00.500000Z")
+    counted(root, ALL < 0, weights_sha256=OTHER_WEIGHTS, started="2026-03-01T12:00:00Z")  # "Z" is behind "."
+    assert only(baseline, root).state == "passed"
+    counted(root, BEFORE, started="2026-03-01T12:00:00+00:00")
+    counted(root, ALL < 0, weights_sha256=OTHER_WEIGHTS, started="2026-02-28T23:00:00+00:00")
     counted(root, ALL < 50, weights_sha256="0" * 64, started="2026-03-01T12:00:01+00:00")
     verdict = only(baseline, root)
     assert (verdict.state, verdict.record.weights_sha256) == ("dropped", "0" * 64)
@@ -312,7 +420,7 @@ def test_new_and_limited_records_fail_nothing(root, call, tmp_path):
         counted(root, BEFORE, model=f"n{place:02d}")
     code, out, _ = call("--baseline", tmp_path / "b.json")
     assert code == 0
-    assert "new, without an entry (--update adds it): n09 · toy · knn/dino@v1" in out
+    assert "new, without an entry (--update --add NAME adds it): n09/toy/knn/dino" in out
     assert "n10" not in out
     assert "and 2 more" in out
     assert "left out: 1 runs with --limit" in out
@@ -347,11 +455,16 @@ def test_update_shows_what_changes_and_keeps_what_was_edited(root, call, tmp_pat
     counted(root, ALL < 60, weights_sha256=OTHER_WEIGHTS, started="2026-06-01T00:00:00+00:00", code_version="2.0")
     counted(root, ALL < 90, protocol="linear", version=2)
     counted(root, ALL < 0, model="quick", limit=3)
+    for place in range(12):
+        counted(root, BEFORE, model=f"unrelated{place:02d}")
     code, out, err = call("--baseline", path, "--update")
     assert code == 0
     assert "changed  moca-b · toy · knn/dino@v1 · top1: 49.26 -> 29.56 (dropped, tolerance 7.5)" in out
     assert "replaced moca-b · toy · linear/dino@v2 · top1: 49.26 -> 44.33 (version: 1 in the baseline, 2 now)" in out
     assert "kept     gone · toy · knn/dino@v1 · top1: 49.26 (no such record; run: ssl-bench run" in out
+    assert "left out unrelated09/toy/knn/dino: 49.26 (it has no entry; --add takes it in)" in out
+    assert "unrelated10" not in out
+    assert "left out 2 more records" in out
     assert "left out: 1 runs with --limit" in err
     new = read_baseline(path)
     assert new.about == ["why 7.5"]
@@ -368,17 +481,54 @@ def test_update_shows_what_changes_and_keeps_what_was_edited(root, call, tmp_pat
 
 
 def test_two_entries_never_become_one(root):
-    for recipe in ("dino", "ibot"):
-        counted(root, BEFORE, recipe=recipe).rename(root / "gone.json")
-    for recipe in ("dino", "ibot"):
-        counted(root, BEFORE, recipe=recipe)
+    for version in (1, 2):
+        counted(root, BEFORE, version=version)
     baseline = baseline_of(root)
     for path in list(root.glob("*/*/*/*.json")):
         path.unlink()
-    counted(root, BEFORE, recipe="extrema")
+    counted(root, BEFORE, version=3)
     new, changes = updated(baseline, load_results(root))
     assert [change.kind for change in changes] == ["replaced", "kept"]
-    assert {entry.recipe for entry in new.entries} == {"extrema", "ibot"}
+    assert {entry.version for entry in new.entries} == {2, 3}
+
+
+def test_records_are_added_by_name(root, call, tmp_path):
+    path = tmp_path / "b.json"
+    counted(root, BEFORE)
+    call("--baseline", path, "--update")
+    for recipe in ("ibot", "extrema"):
+        counted(root, BEFORE, recipe=recipe)
+    counted(root, BEFORE, model="other")
+    code, _, err = call("--baseline", path, "--update", "--add", "moca-b/toy/knn/ibott")
+    assert code == 2
+    assert "did you mean 'moca-b/toy/knn/ibot'" in err
+    code, out, _ = call("--baseline", path, "--update", "--add", "moca-b/toy/knn/ibot", "--json")
+    kinds = [(change["kind"], change["name"]) for change in json.loads(out)["changes"]]
+    assert kinds == [
+        ("left out", "moca-b/toy/knn/extrema"),
+        ("added", "moca-b · toy · knn/ibot@v1 · top1"),
+        ("left out", "other/toy/knn/dino"),
+    ]
+    assert call("--baseline", path, "--update", "--add", "moca-b/*")[0] == 0
+    assert [(e.model, e.recipe) for e in read_baseline(path).entries] == [
+        ("moca-b", "dino"),
+        ("moca-b", "extrema"),
+        ("moca-b", "ibot"),
+    ]
+    assert "with --update" in call("--baseline", path, "--add", "x")[2]
+
+
+def test_where_a_checkpoint_comes_from_stays_as_somebody_wrote_it(root):
+    counted(root, BEFORE)
+    baseline = baseline_of(root, ckpt="hf:someone/moca")
+    counted(root, ALL < 60)
+    (entry,) = updated(baseline, load_results(root))[0].entries
+    assert (entry.ckpt, entry.score.value) == ("hf:someone/moca", pytest.approx(6000 / N))
+
+
+def test_a_number_of_zero_has_a_tolerance_too(root):
+    scored(root, 0.0)
+    assert baseline_of(root).entries[0].tolerance == 0.02
 
 
 def test_an_interrupted_update_leaves_the_old_file(root, tmp_path, monkeypatch):
@@ -426,16 +576,20 @@ def test_no_baseline_no_records(root, call, tmp_path):
     write_baseline(baseline_of(root), tmp_path / "b.json")
     (file,) = root.rglob("*.json")
     file.write_text(file.read_text()[:200])
-    code, _, err = call("--baseline", tmp_path / "b.json")
+    code, _, err = call("--baseline", tmp_path / "b.json", "--update")
     assert code == 2
     assert "there are no records" in err
     assert "1 files could not be read" in err
     file.unlink()
+    code, out, err = call("--baseline", tmp_path / "b.json", "--junit", tmp_path / "j.xml")
+    assert (code, out.splitlines()[-1]) == (1, "failed: 1 missing")
+    assert f"{root}: there are no records" in err
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().get("failures") == "1"
     scored(root, 1.0, limit=2)
-    for update in ([], ["--update"]):
-        code, _, err = call("--baseline", tmp_path / "b.json", *update)
-        assert code == 2
-        assert "all 1 records come from runs with --limit" in err
+    assert call("--baseline", tmp_path / "b.json")[0] == 1
+    code, _, err = call("--baseline", tmp_path / "b.json", "--update")
+    assert code == 2
+    assert "all 1 records come from runs with --limit" in err
 
 
 def test_a_torn_record_is_named_and_its_entry_is_missing(root, call, tmp_path):
@@ -451,12 +605,11 @@ def test_a_torn_record_is_named_and_its_entry_is_missing(root, call, tmp_path):
     assert out.splitlines()[-1] == "failed: 1 missing, 1 passed"
 
 
-def test_torn_samples_are_named(root):
+def test_torn_samples_enter_no_baseline(root):
     path = counted(root, BEFORE)
-    baseline = baseline_of(root)
     samples_path(path).write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"samples.parquet: cannot be read .* --overwrite always"):
-        check(baseline, load_results(root))
+        baseline_of(root)
 
 
 def _without(name):
@@ -480,6 +633,12 @@ def _with(**changes):
         (_with(tolerance=-1.0), "tolerance: expected 0 or more"),
         (_with(tolerance="1"), "tolerance: expected a finite number"),
         (_with(deviations={"limit": 5}), "a run with --limit is no baseline"),
+        (_with(deviations={"manifest": 5}), "unknown field of deviations 'manifest'"),
+        (_with(deviations={"version": 1}), "unknown field of deviations 'version'"),
+        (_with(deviations={"seed": True}), "deviations: seed: expected int, found True"),
+        (_with(deviations={"overrides": 5}), "deviations: overrides: expected dict, found 5"),
+        (_with(deviations={"seed": 0}), "only what deviates from the plain run, found seed=0"),
+        (lambda document: document["entries"][0]["samples"].update(correct="é"), "not base64"),
         (_with(score={"value": 60.0, "n": N}), "49.2611 % are right, but score.value is 60"),
         (lambda document: document["entries"][0]["samples"].update(correct="AAAA"), "a bit for each of n=203"),
         (lambda document: document["entries"][0]["samples"].update(correct="!"), "not base64"),
@@ -495,6 +654,28 @@ def test_a_baseline_that_was_edited_wrongly_is_refused(root, tmp_path, change, t
     with pytest.raises(UserError, match=told) as refused:
         read_baseline(path)
     assert str(path) in str(refused.value)
+
+
+def test_every_deviation_of_a_run_may_stand_in_an_entry():
+    assert list(baselines._DEVIATIONS) == [field.name for field in dataclasses.fields(Deviations)]
+
+
+def test_names_and_numbers_at_the_ends_of_what_json_holds(root, call, tmp_path):
+    path = tmp_path / "b.json"
+    scored(root, 1e308, stderr=1e200)
+    scored(root, 5.0, model="two\nlines")
+    call("--baseline", path, "--update")
+    document = json.loads(path.read_text())
+    document["entries"].append(document["entries"][0] | {"model": "half \ud800"})
+    path.write_text(json.dumps(document))
+    code, out, _ = call("--baseline", path, "--markdown", tmp_path / "m.md")
+    assert code == 1
+    assert all(len(line) < 500 for line in out.splitlines())
+    assert "lines · toy" not in [line[: len("lines · toy")] for line in out.splitlines()]
+    assert "half \\ud800" in (tmp_path / "m.md").read_text()
+    before = read_baseline(path)
+    write_baseline(before, path)
+    assert {entry.model for entry in read_baseline(path).entries} == {"half \ud800", "moca-b", "two\nlines"}
 
 
 def test_files_that_are_no_baselines(tmp_path, root):
@@ -577,6 +758,59 @@ def test_json_is_one_document_and_the_terminal_names_what_failed(failing, call):
     assert code == 1
     for state in ("dropped", "missing", "incomparable"):
         assert f"\n{state}: {state} · toy · knn/dino@v1 · top1: " in out
+
+
+def test_reports_are_written_into_what_is_there(failing, call, tmp_path):
+    summary, junit, real = (tmp_path / name for name in ("summary.md", "junit.xml", "real.xml"))
+    summary.write_text("what the step said before\n")
+    junit.symlink_to(real)
+    for runs in (1, 2):
+        assert call("--baseline", failing, "--markdown", summary, "--junit", junit)[0] == 1
+        text = summary.read_text()
+        assert text.startswith("what the step said before\n## ssl-bench")
+        assert text.count("## ssl-bench check failed") == runs
+        assert junit.is_symlink()
+        assert ElementTree.parse(real).getroot().tag == "testsuites"
+    pipe = tmp_path / "pipe"  # like a device: no regular file
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert call("--baseline", failing, "--junit", pipe)[0] == 1
+    assert os.read(reader, 5) == b"<?xml"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_reports_never_overwrite_the_baseline_or_one_another(failing, call, tmp_path):
+    before = failing.read_bytes()
+    link = tmp_path / "link.json"
+    link.symlink_to(failing)
+    for arguments in (["--junit", failing], ["--markdown", link], ["--junit", "x", "--markdown", "x"]):
+        code, _, err = call("--baseline", failing, *arguments)
+        assert code == 2
+        assert "expected a file for each" in err
+    assert failing.read_bytes() == before
+    assert call("--baseline", link, "--update")[0] == 0
+    assert link.is_symlink()
+    assert failing.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "place", [".", "", "/proc/none/x.xml", "b.json/x.xml", "loop/x.xml", "~nobody-of-this-name/x.xml"]
+)
+def test_a_report_that_cannot_be_written_is_no_failed_check(failing, call, place, monkeypatch):
+    monkeypatch.chdir(failing.parent)
+    Path("loop").symlink_to("loop")
+    for option in ("--junit", "--markdown"):
+        code, _, err = call("--baseline", failing, option, place)
+        assert code == 2
+        assert "cannot write" in err or "no user" in err
+
+
+def test_what_cannot_be_written_is_not_said_to_be_updated(root, call):
+    counted(root, BEFORE)
+    code, out, err = call("--baseline", "/proc/none/b.json", "--update")
+    assert (code, out) == (2, "")
+    assert "cannot write /proc/none/b.json" in err
 
 
 def test_reports_are_of_checks(call, tmp_path):

@@ -16,8 +16,9 @@ from scipy import stats
 from test_record import make_record
 
 from ssl_bench.errors import UserError
-from ssl_bench.leaderboards import paired
+from ssl_bench.leaderboards import paired, sides
 from ssl_bench.leaderboards.record import OpenedCheckpoint, Record, Score, write_record
+from ssl_bench.leaderboards.store import load_results, load_samples
 
 A, B = "a/toy/knn/dino", "b/toy/knn/dino"
 
@@ -261,10 +262,28 @@ def test_a_difference_that_may_be_luck(root):
     assert (outcome.better, outcome.p) == (None, 0.5)
 
 
-def test_a_main_metric_that_is_not_the_mean_of_the_outcomes_is_said(root):
-    store(root, "a", RIGHT_A, scores={"top1": Score(value=50.0, n=100, stderr=1.0)})
-    store(root, "b", RIGHT_B)
-    assert paired.compare(A, B, root=root).notes == (f"{A}: kept outcomes give 42.00, its main metric is 50.00.",)
+@pytest.mark.parametrize(("value", "lower"), [(50.0, False), (42.0, True)])
+def test_outcomes_that_are_not_what_the_main_metric_counts_decide_nothing(root, value, lower):
+    path = store(root, "a", RIGHT_A, lower_is_better=lower, scores={"top1": Score(value=value, n=100, stderr=2.0)})
+    store(root, "b", RIGHT_B, lower_is_better=lower)
+    outcome = paired.compare(A, B, root=root)
+    assert (outcome.pairs, outcome.test) == (None, "Welch's unpaired t test")
+    assert outcome.values == (value, 33)
+    assert outcome.better == ("b" if lower else "a")
+    said = "lower is better" if lower else "50.00"
+    assert outcome.notes[0].startswith(f"{path}: kept outcomes have an accuracy of 42.00, top1 is not ({said}). So ")
+
+
+def test_a_recipe_that_was_edited_without_a_new_version_is_refused(root):
+    path_a = store(root, "a", RIGHT_A, resolved_recipe={"k": 20, "norm": True, "source": "x", "old": 1})
+    same = store(root, "b", RIGHT_B, resolved_recipe={"k": 20, "norm": True, "source": "y", "new": 1})
+    assert paired.compare(path_a, same).notes == ()
+    path_b = store(root, "b", RIGHT_B, resolved_recipe={"k": 10, "norm": True})
+    with pytest.raises(UserError, match=r"recipe: k=20 against k=10.*--allow recipe"):
+        paired.compare(path_a, path_b)
+    assert paired.compare(path_a, path_b, allow=["recipe"]).p == paired.mcnemar(12, 3)
+    other = store(root, "b", RIGHT_B, resolved_recipe={"k": 10, "norm": True}, overrides={"k": 10})
+    assert paired.compare(path_a, other, allow=["settings"]).notes == ("settings differs: none against k=10.",)
 
 
 REFUSED = {
@@ -318,7 +337,7 @@ def test_other_images_or_labels_are_refused(root):
     with pytest.raises(UserError, match="1 images are not in both runs, for instance 'val/0099'"):
         paired.compare(path_a, store(root, "b", RIGHT_B[:-1]))
     other = store(root, "c", RIGHT_B)
-    frame = paired.load_samples(other)
+    frame = load_samples(other)
     frame.loc[8, "label"] = 2 - frame.loc[8, "label"]
     frame.to_parquet(other.with_name(other.name.removesuffix(".json") + ".samples.parquet"))
     with pytest.raises(UserError, match="some images have another label"):
@@ -342,26 +361,26 @@ def test_a_name_is_the_plain_run(root):
     store(root, "a", RIGHT_B, overrides={"neighbors": 5})
     store(root, "a", RIGHT_B, limit=5)
     store(root, "a", RIGHT_B, dtype="bf16")
-    assert paired.find(A, paired.load_results(root)).paths == (plain,)
+    assert sides.find(A, load_results(root)).paths == (plain,)
 
 
 def test_a_plain_run_may_have_any_seed(root):
     plain = [store(root, "a", RIGHT_A, seed=seed) for seed in (12, 3)]
     store(root, "a", RIGHT_B, overrides={"neighbors": 5}, seed=3)
-    found = paired.find(A, paired.load_results(root))
+    found = sides.find(A, load_results(root))
     assert (found.seeds, found.paths) == ((3, 12), (plain[1], plain[0]))
 
 
 def test_a_name_of_several_kinds_lists_them(root):
     paths = [store(root, "a", RIGHT_B, overrides={"neighbors": 5}), store(root, "a", RIGHT_B, limit=5)]
     with pytest.raises(UserError, match="may be any of 2 records") as raised:
-        paired.find(A, paired.load_results(root))
+        sides.find(A, load_results(root))
     for path, what in zip(paths, ("neighbors=5", "limit=5"), strict=True):
         assert any(str(path) in line and what in line for line in str(raised.value).splitlines())
     plain = [store(root, "a", RIGHT_A), store(root, "a", RIGHT_A, weights_sha256="0" * 64)]
     with pytest.raises(UserError, match=r"may be any of 4 records(?s:.*)000000000000"):
-        paired.find(A, paired.load_results(root))
-    assert paired.find(str(plain[1]), paired.load_results(root)).paths == (plain[1],)
+        sides.find(A, load_results(root))
+    assert sides.find(str(plain[1]), load_results(root)).paths == (plain[1],)
 
 
 def test_names_that_do_not_exist(root):
@@ -372,6 +391,19 @@ def test_names_that_do_not_exist(root):
         paired.compare("mocca/toy/knn/dino", B, root=root)
     with pytest.raises(UserError, match="cannot be read"):
         paired.compare("none.json", A, root=root)
+    with pytest.raises(UserError, match="no user of that name"):
+        paired.compare("~nobody-of-this-name/x.json", A, root=root)
+
+
+def test_what_cannot_be_read_is_named(root):
+    torn = store(root, "moca", RIGHT_A)
+    store(root, "a", RIGHT_A), store(root, "b", RIGHT_B)
+    torn.write_text(torn.read_text()[:100])
+    with pytest.raises(UserError, match="unknown run") as raised:
+        paired.compare("moca/toy/knn/dino", A, root=root)
+    assert f"left out: {torn}" in str(raised.value)
+    (problem,) = paired.compare(A, B, root=root).problems
+    assert str(torn) in problem
 
 
 # Seeds --------------------------------------------------------------------------------------------------------------
@@ -438,7 +470,7 @@ def test_random_networks_of_several_seeds_are_one_side(root):
     opened = OpenedCheckpoint(spec="random:x", format="random", matched_percent=None, notes=[])
     for seed in (0, 1):
         store(root, "a", RIGHT_A, seed=seed, checkpoint=opened, weights_sha256=f"{seed}" * 64)
-    assert paired.find(A, paired.load_results(root)).seeds == (0, 1)
+    assert sides.find(A, load_results(root)).seeds == (0, 1)
 
 
 # Without outcomes of images -----------------------------------------------------------------------------------------
@@ -470,6 +502,18 @@ def test_one_side_without_outcomes_is_enough_to_fall_back(root):
     assert paired.compare(A, B, root=root).test == "Welch's unpaired t test"
 
 
+def test_seeds_that_differ_by_the_same_have_nothing_to_say(root):
+    for seed in range(3):
+        scored(root, "a", 45.0 + seed, None, seed=seed), scored(root, "b", 43.0 + seed, None, seed=seed)
+    with pytest.raises(UserError, match="All 3 seeds give the same difference"):
+        paired.compare(A, B, root=root)
+
+
+def test_numbers_at_the_ends_of_floats():
+    a, b = Score(value=3.0, n=10**400, stderr=1e200), Score(value=1.0, n=10**400, std=1.0, ddof=0)
+    assert paired.welch(a, b).p == pytest.approx(1)
+
+
 def test_without_outcomes_seeds_decide(root):
     for seed, (x, y) in enumerate([(45, 43), (46, 43.5), (44, 42.5)]):
         scored(root, "a", x, None, seed=seed), scored(root, "b", y, None, seed=seed)
@@ -479,7 +523,12 @@ def test_without_outcomes_seeds_decide(root):
 
 
 @pytest.mark.parametrize(
-    ("stderr", "message"), [(None, "no standard error either.*several seeds"), (0.0, "standard error of 0")]
+    ("stderr", "message"),
+    [
+        (None, "a score has no standard error.*Run both with several seeds"),
+        (0.0, "standard error of 0"),
+        (1e-15, "standard error of 0"),  # rounding
+    ],
 )
 def test_without_any_uncertainty_it_is_refused(root, stderr, message):
     scored(root, "a", 45.0, stderr), scored(root, "b", 43.0, stderr)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -25,7 +26,7 @@ from test_run import cli
 from ssl_bench import demo
 from ssl_bench.evaluate.checkpoints import open_checkpoint
 from ssl_bench.evaluate.saving import save
-from ssl_bench.leaderboards.baseline import read_baseline, write_baseline
+from ssl_bench.leaderboards.baseline import read_baseline, recipe_sha256, write_baseline
 from ssl_bench.protocols.catalog import PROTOCOLS
 
 FOLDER = Path(__file__).parent.parent / "leaderboards" / "baselines"
@@ -40,7 +41,10 @@ def test_the_baselines_are_of_the_code_as_it_is(path):
     for entry in baseline.entries:
         module = PROTOCOLS[entry.protocol]
         assert entry.version == module.VERSION, f"{entry.name}: score it again, then `ssl-bench check --update`"
-        assert entry.recipe in module.RECIPES
+        recipe = SimpleNamespace(resolved_recipe=asdict(module.RECIPES[entry.recipe]), overrides={})
+        assert entry.recipe_sha256 == recipe_sha256(recipe), (
+            f"{entry.name}: its recipe has changed, its version has not"
+        )
         assert entry.deviations == {}
         assert entry.ckpt in (None, "pixels:", f"random:{demo.ARCHITECTURE}")  # no path of a machine
         assert (entry.samples is not None) == (entry.protocol in ("knn", "linear"))
