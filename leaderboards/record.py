@@ -302,7 +302,15 @@ def possible_paths(run: Run, results: Path | None = None) -> tuple[Path, Path]:
 
 def ordinary_place(record: Record) -> str:
     """`record_path` of its run, below the results folder, with "/" on every system."""
-    return _place(record, "" if record.is_plain else _suffix(record.deviations))
+    if record.is_plain:
+        return _place(record, "")
+    what = repr(record.deviations)  # of which few differ, and their hash takes ten times as long
+    if what not in _suffixes:
+        _suffixes[what] = _suffix(record.deviations)
+    return _place(record, _suffixes[what])
+
+
+_suffixes: dict[str, str] = {}
 
 
 def _suffix(deviations: Deviations) -> str:
