@@ -38,6 +38,7 @@ __all__ = [
     "Known",
     "Split",
     "check_dataset",
+    "complete_counts",
     "open_dataset",
 ]
 
@@ -130,7 +131,7 @@ KINDS: dict[str, Kind] = {
     "objects": Kind(open_objects, "toy-coco", OBJECTS),
     "videos": Kind(open_videos, "toy-davis", VIDEOS),
 }
-# Counts of the complete datasets that are not of images, for `ssl-bench data check`.
+# Counts of the complete datasets that are not of images.
 _COMPLETE: dict[str, dict[str, int]] = {
     "toy-coco": Expected(10, 400, 200).counts(),
     "coco": Expected(80, 118_287, 5_000).counts(),
@@ -191,9 +192,19 @@ def check_dataset(spec: str, *, decode: bool = True, progress: Callable[[int, in
     With `decode` every image is opened, else a sample of them; `progress` is called with done, total.
     """
     kind = _kind_of(spec)
-    known = DATASETS.get(spec)
-    complete = known.expected.counts() if known else _COMPLETE.get(spec)
-    return examine(spec, lambda: KINDS[kind].open(spec), kind=kind, complete=complete, decode=decode, progress=progress)
+    return examine(
+        spec,
+        lambda: KINDS[kind].open(spec),
+        kind=kind,
+        complete=complete_counts(spec),
+        decode=decode,
+        progress=progress,
+    )
+
+
+def complete_counts(name: str) -> dict[str, int] | None:
+    """Images by split of a complete dataset, and its classes where it has any; None where that is not known."""
+    return DATASETS[name].expected.counts() if name in DATASETS else _COMPLETE.get(name)
 
 
 def _kind_of(spec: str) -> str:

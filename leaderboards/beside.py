@@ -1,8 +1,8 @@
 """The paper's table with our measured rows beside it, and how far apart they are: `ssl-bench leaderboard moca:8`.
 
 Where a run stands, standing.py decides. A measured column is one protocol, recipe, version, set of deviations, dataset
-and metric, as in table.py; runs that differ in the seed alone are averaged. If two checkpoints claim one cell, each
-gets a line of its own.
+and metric, as in table.py; runs that differ in the seed alone are averaged. If several checkpoints are of one line of
+the paper, each gets a line of its own below it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import hashlib
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssl_bench.leaderboards import tables
+from ssl_bench.leaderboards.complete import other_data
+from ssl_bench.leaderboards.origins import contradictions, said_of
 from ssl_bench.leaderboards.published import Cell
 from ssl_bench.leaderboards.record import Record, Score, settings_text
 from ssl_bench.leaderboards.standing import (
     Key,
+    Owner,
     Placed,
     alike,
-    contradictions,
+    crowded,
     lines_of,
     other_settings,
     place,
     protocols_of,
-    said_of,
-    told_of,
-    without_disputes,
 )
 from ssl_bench.leaderboards.store import Results
 from ssl_bench.leaderboards.strict_json import canonical
@@ -54,7 +54,7 @@ class Comparison:
     measured: float  # in the printed unit, as is the uncertainty: stderr, std or interval95, whichever the score has
     uncertainty: float | None
     differs: tuple[str, ...]  # "dataset: toy, not imagenet", ...; empty: the same settings, as far as is known
-    comparable: bool = True  # whether it is the same data
+    comparable: bool = True  # whether it is the same data; of costs, whether it is the same work
 
     @property
     def difference(self) -> float:
@@ -80,7 +80,7 @@ def _compared(table: str, scores: Sequence[Placed], results: Results) -> list[Co
             measured=score.value,
             uncertainty=score.uncertainty,
             differs=_differs(score, newest),
-            comparable=score.measure.dataset in ("", score.record.dataset),
+            comparable=_is_comparable(score),
         )
         for score in scores
         if score.only_column and score.column.name in score.row.cells
@@ -96,40 +96,41 @@ def _compared(table: str, scores: Sequence[Placed], results: Results) -> list[Co
 def paper_table(table: str, results: Results) -> pandas.DataFrame:
     """The paper's lines and columns; beside each column what was measured, below the lines other models.
 
-    `attrs["cells"]` and `attrs["notes"]` are as in table.py; `attrs["measured"]` has the paper's
-    column of each of ours.
+    `attrs["cells"]` and `attrs["notes"]` are as in table.py; `attrs["measured"]` has the paper's column of each of
+    ours, `attrs["weights"]` the sha256 of the weights behind each number.
     """
     import pandas
 
     layout, lines = tables.find(table), lines_of(table)
     scores, remarks = place(table, results)
-    scores = without_disputes(scores, remarks)
-    labels, own = _own_lines(scores, [row.label for row in lines])
+    labels = _line_labels(scores, [row.label for row in lines])
+    index = _line_order(lines, labels)
     headings = _headings(scores)
     cells: dict[str, dict[str, Shown]] = {}
     measured: dict[str, str] = {}
+    weights: dict[str, dict[str, str]] = {}
     for column in layout.columns:
         cells[column.name] = _printed(column, lines)
         here: dict[str, dict[str, list[Placed]]] = defaultdict(lambda: defaultdict(list))
         for score in scores:
             if score.column is column:
-                here[headings[score.key]][score.row.label or labels[score.owner]].append(score)
+                here[headings[score.key]][labels[score.row.label, score.owner]].append(score)
         for heading in sorted(here, key=lambda name: (_distance(here[name]), name)):
             cells[heading] = {line: _summary(found) for line, found in here[heading].items()}
             measured[heading] = column.name
-    index = pandas.Index([*(row.label for row in lines), *own], name=table)
+            weights[heading] = {line: found[0].record.weights_sha256 for line, found in here[heading].items()}
     values = {name: {line: cell["value"] for line, cell in by_line.items()} for name, by_line in cells.items()}
-    frame = pandas.DataFrame(values, index=index, columns=list(values), dtype="float64")
+    frame = pandas.DataFrame(values, index=pandas.Index(index, name=table), columns=list(values), dtype="float64")
     ours = [cell for heading in measured for cell in cells[heading].values()]
     notes = [*_about(layout, lines), *spread_notes(ours), *_about_runs(table, results, scores), *remarks]
-    frame.attrs = {"cells": cells, "measured": measured, "notes": notes}
+    frame.attrs = {"cells": cells, "measured": measured, "weights": weights, "notes": notes}
     return frame
 
 
 def differences(table: str, results: Results) -> pandas.DataFrame:
     """A line a comparison: published, measured, the difference, and what else is not the same.
 
-    Numbers of different data have no difference: they are shown, and `differs` begins with the data.
+    Numbers of different data, and costs of different work, have no difference: they are shown, and `differs` says why.
     """
     import pandas
 
@@ -152,10 +153,10 @@ def differences(table: str, results: Results) -> pandas.DataFrame:
         "published": {i: _published(each.cell, _decimals([each.cell])) for i, each in enumerate(found, 1)},
         "measured": dict(enumerate(ours, 1)),
     }
-    other_data = any(not each.comparable for each in found)
+    apart = any(not each.comparable for each in found)
     frame.attrs["notes"] = [
         *spread_notes(ours),
-        *(["No difference is given between numbers of different data."] if other_data else []),
+        *(["No difference is given between numbers of different data, or costs of other work."] if apart else []),
         *_about_runs(table, results, scores),
         *([] if found else [f"No run stands on a line of {table}: see `ssl-bench leaderboard {table}`."]),
     ]
@@ -169,13 +170,14 @@ def _differs(score: Placed, newest: Mapping[str, int]) -> tuple[str, ...]:
     """Between the run and the paper's number beside it, the data first."""
     record, cell = score.record, score.row.cells[score.column.name]
     measure, said = score.measure, []
-    if measure.dataset not in ("", record.dataset):
-        said.append(f"dataset: {record.dataset}, not {measure.dataset}")
-    if not measure.dataset:
+    if measure.dataset:
+        said += other_data(record, measure.dataset)
+    else:
         said.append(f"machine: {record.dataset.removeprefix('noise on ')}, not the paper's")
+        said += _other_processes(record)
     if isinstance(how := score.column.measure_of(cell), str):
         said.append(f"how: {how}")
-    said += contradictions(told_of(record), said_of(cell))
+    said += contradictions(score.told, said_of(cell))
     recipe = f"{record.protocol}/{record.recipe}"
     if recipe != measure.recipe:
         said.append(f"recipe: {recipe}, not {measure.recipe}")
@@ -197,6 +199,20 @@ def _differs(score: Placed, newest: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(said)
 
 
+def _is_comparable(score: Placed) -> bool:
+    """Whether a difference means something. What another machine takes does not, unless it does the paper's work."""
+    record, measure = score.record, score.measure
+    if measure.dataset:
+        return not other_data(record, measure.dataset)
+    by_the_recipe = f"{record.protocol}/{record.recipe}" == measure.recipe and not other_settings(record, measure)
+    return by_the_recipe and record.device.startswith("cuda") and not _other_processes(record)
+
+
+def _other_processes(record: Record) -> list[str]:
+    ours, theirs = record.details.get("processes"), record.resolved_recipe.get("processes")
+    return [] if theirs in (None, ours) else [f"processes: {ours}, not {theirs}"]
+
+
 def _newest(results: Results) -> dict[str, int]:
     newest: dict[str, int] = {}
     for record in results:
@@ -207,14 +223,32 @@ def _newest(results: Results) -> dict[str, int]:
 # What is shown -------------------------------------------------------------------------------------------------------
 
 
-def _own_lines(scores: Sequence[Placed], taken: Sequence[str]) -> tuple[dict[tuple[str, str, str], str], list[str]]:
-    """The labels of models that stand alone, as in table.py, and none that the paper has."""
-    alone = {score.owner: score.record.model for score in scores if not score.row.label}
-    names = {owner: f"{model} (measured)" if model in taken else model for owner, model in alone.items()}
-    labels = distinct(
-        names, [lambda owner: owner[1][:12], lambda owner: owner[2] or "default key", lambda owner: owner[1]]
-    )
-    return labels, sorted(labels.values())
+def _line_labels(scores: Sequence[Placed], taken: Sequence[str]) -> dict[tuple[str, Owner], str]:
+    """By the paper's line, "" for models that stand alone, and the owner: labels that no other line has."""
+    several = crowded(scores)
+    labels = {(score.row.label, score.owner): score.row.label for score in scores}
+    for (line, owner), record in {(score.row.label, score.owner): score.record for score in scores}.items():
+        if line in several:
+            labels[line, owner] = f"{line} · {record.weights_sha256[:8]}"
+        elif not line:
+            labels[line, owner] = f"{owner[0]} (measured)" if owner[0] in taken else owner[0]
+    own = {key: label for key, label in labels.items() if not key[0] or key[0] in several}
+    tails: list[Callable[[tuple[str, Owner]], str]] = [
+        lambda key: key[1][1][:12],
+        lambda key: key[1][2] or "default key",
+        lambda key: key[1][0],
+        lambda key: key[1][1],
+    ]
+    return labels | distinct(own, tails)
+
+
+def _line_order(lines: Sequence[Row], labels: Mapping[tuple[str, Owner], str]) -> list[str]:
+    """The paper's lines, below each its checkpoints if it has several, and below all the models that stand alone."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for (line, _), label in labels.items():
+        if label != line:
+            below[line].add(label)
+    return [label for row in lines for label in (row.label, *sorted(below[row.label]))] + sorted(below[""])
 
 
 def _headings(scores: Sequence[Placed]) -> dict[Key, str]:
@@ -298,7 +332,14 @@ def _about(layout: Table, lines: Sequence[Row]) -> list[str]:
         for column in layout.columns
         if isinstance(column.measure, str)
     ]
+    lower = [name for name in dict.fromkeys(name for row in lines for name in row.cells) if _is_lower(name, lines)]
+    notes += [f"Lower is better: {'; '.join(lower)}."] if lower else []
     return [*notes, *_remarked(lines)]
+
+
+def _is_lower(column: str, lines: Sequence[Row]) -> bool:
+    cell = next(row.cells[column] for row in lines if column in row.cells)
+    return cell.unit in ("seconds", "minutes", "hours", "GB") or cell.metric.startswith(("overlap", "inter_mean"))
 
 
 def _remarked(lines: Sequence[Row]) -> list[str]:

@@ -9,19 +9,21 @@ Decided score by score:
    called the same; of several such places, where dataset, recipe and settings are most alike.
 3. If several lines are left, it is not guessed: the model gets a line of its own, as does a model of which no line is.
 
+What any record says of a checkpoint holds for all its records, so that they stand on one line.
+
 Limited runs stand nowhere.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ssl_bench.leaderboards import tables
-from ssl_bench.leaderboards.published import Cell
+from ssl_bench.leaderboards.complete import other_data
+from ssl_bench.leaderboards.origins import Origin, contradictions, origins, said_of
 from ssl_bench.leaderboards.record import Record, Score
 from ssl_bench.leaderboards.store import Results
 from ssl_bench.leaderboards.strict_json import canonical
@@ -29,29 +31,6 @@ from ssl_bench.leaderboards.table import column_deviations
 from ssl_bench.leaderboards.tables import Column, Measure, Row, Table
 
 # Which line ----------------------------------------------------------------------------------------------------------
-
-# What a file's format says of its method. Not here: "mae", since MOCA's extracted teachers have that form too.
-_METHOD_OF_FORMAT = {
-    "moca": "MOCA",
-    "tec-training": "TEC",
-    "tec-release": "TEC",
-    "extrema": "ExtreMA",
-    "sdae": "SdAE",
-    "hf-vit-mae": "MAE",
-    "dino": "DINO",
-    "ibot": "iBOT",
-    "ibot-backbone": "iBOT",
-    "msn": "MSN",
-    "moco-v3": "MoCo-v3",
-    "beit": "BEiT",
-    "hf-beit": "BEiT",
-    "data2vec": "data2vec",
-    "sit": "SiT",
-    "mc-ssl": "MC-SSL",
-    "cae": "CAE",
-    "simmim": "SimMIM",
-    "random": "Random",
-}
 
 
 def lines_of(table: str) -> list[Row]:
@@ -65,36 +44,23 @@ def methods_of(row: Row) -> set[str]:
     return {cell.method for cell in row.cells.values()}
 
 
-def said_of(cell: Cell) -> dict[str, str]:
-    """What the paper says of the network, where it says it."""
-    return {name: cell.field(name) for name in _IDENTITY}
-
-
-def told_of(record: Record) -> dict[str, str]:
-    """What is known of the checkpoint: its shape, and what our own checkpoints say of their pre-training."""
-    made = record.details.get("pretraining") or {}
-    epochs = made.get("epochs_done", (made.get("resolved_recipe") or {}).get("epochs"))  # fewer, if it was stopped
-    said = "" if epochs is None else f"{epochs:g}"
-    return {"arch": paper_arch(record.arch), "epochs": said, "pretrain_data": str(made.get("data", ""))}
-
-
-def _candidates(record: Record, layout: Table, lines: Sequence[Row]) -> tuple[list[Row], str]:
-    """The lines that the record may stand on, and what a reader must know about that."""
-    told = told_of(record)
+def _candidates(
+    record: Record, origin: Origin, layout: Table, lines: Sequence[Row]
+) -> tuple[list[Row], tuple[str, ...]]:
+    """The lines that the record may stand on; if what is known forbids the lines that are meant, why."""
+    told, made = origin.told(record.arch), origin.made
     named = lines_named(layout, lines, record.model)
-    made = record.details.get("pretraining") or {}
     if not named and made.get("method"):
         recipe = f"{made['method']}/{made.get('recipe')}" if not made.get("overrides") else ""
         meant = lines_named(layout, lines, recipe) or lines_named(layout, lines, str(made["method"]))
     else:
-        meant = named or [row for row in lines if _METHOD_OF_FORMAT.get(record.checkpoint.format) in methods_of(row)]
+        meant = named or [row for row in lines if origin.method in methods_of(row)]
     fitting = [row for row in meant if any(not contradictions(told, said_of(cell)) for cell in row.cells.values())]
     if fitting or not meant:
-        return fitting, ""
-    why = ", ".join(contradictions(told, said_of(meant[0].first)))
+        return fitting, ()
     if named:
-        return named, f"{record.model}, by its name on the line {meant[0].label}: {why}."
-    return [], f"{record.model}, though of {meant[0].first.method}, stands alone: {why}."
+        return named, ()
+    return [], (meant[0].first.method, *contradictions(told, said_of(meant[0].first)))
 
 
 def lines_named(layout: Table, lines: Sequence[Row], name: str) -> list[Row]:
@@ -103,7 +69,7 @@ def lines_named(layout: Table, lines: Sequence[Row], name: str) -> list[Row]:
     def trained_by(row: Row) -> set[str]:
         found = [each for cell in row.cells.values() if (each := layout.pretraining_of(cell))]
         recipes = {each.recipe for each in found if not each.settings}
-        folders = {each.command().rpartition("/")[2] for each in found}  # which their checkpoints are called after
+        folders = {each.folder.removeprefix("runs/") for each in found}  # which their checkpoints are called after
         return folders | recipes | {recipe.replace("/", "-") for recipe in recipes}
 
     for names_of in (lambda row: {row.label}, methods_of, trained_by):
@@ -113,40 +79,12 @@ def lines_named(layout: Table, lines: Sequence[Row], name: str) -> list[Row]:
     return []
 
 
-def contradictions(told: Mapping[str, str], said: Mapping[str, str]) -> list[str]:
-    """Where what is known of a checkpoint is not what the paper says: "epochs: 4, not 200"."""
-    return [
-        f"{words}: {told[name]}, not {said[name]}"
-        for name, words in _IDENTITY.items()
-        if told.get(name)
-        and said.get(name)
-        and told[name] != said[name]
-        and not told[name].startswith(f"{said[name]}/")
-    ]  # ViT-B/16 is a ViT-B
-
-
-_IDENTITY = {"arch": "architecture", "epochs": "epochs", "pretrain_data": "pre-trained on"}
-_SIZES = {"tiny": "T", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
-
-
-def paper_arch(arch: str) -> str:
-    """As papers write it, where they do: vit_base_patch16_224 -> ViT-B/16."""
-    match = re.match(r"(?:vit|beit)_([a-z]+)_patch(\d+)_", arch)
-    return f"ViT-{_SIZES[match[1]]}/{match[2]}" if match and match[1] in _SIZES else arch
-
-
-def our_arch(arch: str) -> str:
-    """The other way round, for images of 224 px; empty for what has no such name."""
-    match = re.fullmatch(r"ViT-([A-Za-z])/(\d+)", arch)
-    size = next((size for size, letter in _SIZES.items() if match and letter == match[1]), "")
-    return f"vit_{size}_patch{match[2]}_224" if match and size else ""
-
-
 # Which column --------------------------------------------------------------------------------------------------------
 
 
 ALONE = Row("", {})
 Key = tuple[str, bool, str, str]
+Owner = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -159,6 +97,7 @@ class Placed:
     measure: Measure
     only_column: bool  # no other column is measured so
     run: str  # equal for runs that may share a column
+    told: Mapping[str, str]  # what is known of the checkpoint
 
     @property
     def of_record(self) -> Score:
@@ -178,7 +117,7 @@ class Placed:
         return None if spread is None else spread * abs(self.measure.scale)
 
     @property
-    def owner(self) -> tuple[str, str, str]:
+    def owner(self) -> Owner:
         """Whose score it is: the rows of table.py."""
         record = self.record
         return record.model, record.weights_sha256, str(record.checkpoint_key) if record.checkpoint_key_given else ""
@@ -192,32 +131,66 @@ class Placed:
 def place(table: str, results: Results) -> tuple[list[Placed], list[str]]:
     """Every score that belongs into the table, and what a reader must know of where it stands."""
     layout, lines = tables.find(table), lines_of(table)
-    protocols = protocols_of(layout)
-    candidates: dict[Hashable, tuple[list[Row], str]] = {}
+    protocols, known = protocols_of(layout), origins(results)
+    candidates: dict[Hashable, tuple[list[Row], tuple[str, ...]]] = {}
     runs: dict[str, str] = {}
     places: dict[Hashable, tuple[list[_Place], list[str]]] = {}  # thousands of records may stand alike
     scores: list[Placed] = []
-    remarks: dict[str, None] = {}
+    remarks = Remarks()
     for record in results:
         if record.limited or record.protocol not in protocols:
             continue
+        origin = known[record.model, record.weights_sha256]
         who = (record.model, record.weights_sha256, record.arch)
         if who not in candidates:
-            candidates[who] = _candidates(record, layout, lines)
-        meant, remark = candidates[who]
+            candidates[who] = _candidates(record, origin, layout, lines)
+        meant, against = candidates[who]
+        told = origin.told(record.arch)
         run = [record.protocol, record.recipe, record.version, record.dataset, record.dataset_manifest_sha256]
         text = repr((run, column_deviations(record)))
         if text not in runs:
             runs[text] = canonical([*run, column_deviations(record)])
         labels = tuple(row.label for row in meant)
-        alike = (labels, repr(told_of(record)), text, tuple(record.scores), repr(record.resolved_recipe))
-        if alike not in places:
-            places[alike] = _places(record, meant, layout)
-        found, ambiguous = places[alike]
-        scores += [Placed(record, *spot, only, runs[text]) for spot, only in found]
-        said = [f"{record.model} stands alone: it may be of the lines {of}; say which by --name." for of in ambiguous]
-        remarks |= dict.fromkeys(filter(None, [remark if found else "", *said]))
-    return scores, list(remarks)
+        same = (labels, repr(told), text, tuple(record.scores), repr((record.resolved_recipe, record.n_samples)))
+        if same not in places:
+            places[same] = _places(record, told, meant, layout)
+        found, ambiguous = places[same]
+        here = [Placed(record, *spot, only, runs[text], told) for spot, only in found]
+        remarks.about(record.model, here, against, ambiguous)
+        scores += here
+    return scores, remarks.texts()
+
+
+class Remarks:
+    """What a reader must know of where models stand: each reason once, however many they are."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], dict[str, str]] = {}  # reason and fields -> model -> in detail
+
+    def about(self, model: str, here: Sequence[Placed], against: tuple[str, ...], ambiguous: Iterable[str]) -> None:
+        """Of one record, after it was placed."""
+        for row in {score.row.label: score.row for score in here if score.row.label}.values():
+            why = contradictions(here[0].told, said_of(row.first))
+            if all(contradictions(here[0].told, said_of(cell)) for cell in row.cells.values()):
+                self._add(model, f"by name on the line {row.label}", why)
+        if against and here:
+            self._add(model, f"though of {against[0]}, standing alone", against[1:])
+        for lines in ambiguous:
+            self._add(model, f"standing alone, may be of the lines {lines}; say which by --name", [])
+
+    def _add(self, model: str, reason: str, why: Sequence[str]) -> None:
+        fields = ", ".join(each.partition(":")[0] for each in why)
+        self._said.setdefault((reason, fields), {}).setdefault(model, ", ".join(why))
+
+    def texts(self) -> list[str]:
+        """A sentence a reason, with a few names."""
+        texts = []
+        for (reason, fields), models in self._said.items():
+            names = list(models)
+            few = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+            detail = models[names[0]] if len(names) == 1 else f"other {fields}"
+            texts.append(f"{few}, {reason}" + (f": {detail}." if fields else "."))
+        return texts
 
 
 def protocols_of(layout: Table) -> set[str]:
@@ -233,13 +206,15 @@ _Spot = tuple[Row, Column, Measure]
 _Place = tuple[_Spot, bool]  # and whether no other column is measured so
 
 
-def _places(record: Record, candidates: Sequence[Row], layout: Table) -> tuple[list[_Place], list[str]]:
+def _places(
+    record: Record, told: Mapping[str, str], candidates: Sequence[Row], layout: Table
+) -> tuple[list[_Place], list[str]]:
     """Where each score of the record stands: on a candidate line if there is one such place, else on its own.
 
     With it, the lines among which nothing decides.
     """
-    on_lines = _best(record, _spots_on(record, candidates, layout))
-    alone = _best(record, _spots_alone(record, layout))
+    on_lines = _best(record, _spots_on(told, candidates, layout))
+    alone = _best(record, _spots_alone(told, layout))
     places, ambiguous = [], []
     for metric in dict.fromkeys((*on_lines, *alone)):
         spots = on_lines.get(metric, [])
@@ -257,9 +232,8 @@ def _places(record: Record, candidates: Sequence[Row], layout: Table) -> tuple[l
     return places, ambiguous
 
 
-def _spots_on(record: Record, lines: Sequence[Row], layout: Table) -> Iterator[_Spot]:
+def _spots_on(told: Mapping[str, str], lines: Sequence[Row], layout: Table) -> Iterator[_Spot]:
     """The places of some lines."""
-    told = told_of(record)
     for row in lines:
         never_fits = all(contradictions(told, said_of(cell)) for cell in row.cells.values())
         for column in layout.columns:
@@ -273,9 +247,8 @@ def _spots_on(record: Record, lines: Sequence[Row], layout: Table) -> Iterator[_
                 yield row, column, measure
 
 
-def _spots_alone(record: Record, layout: Table) -> Iterator[_Spot]:
+def _spots_alone(told: Mapping[str, str], layout: Table) -> Iterator[_Spot]:
     """The columns. One whose unit depends on the line (hours of so many epochs) holds no model without a line."""
-    told = told_of(record)
     for column in layout.columns:
         scales: dict[str, set[float]] = defaultdict(set)
         for measure in _measures(column):
@@ -306,20 +279,30 @@ def _best(record: Record, spots: Iterable[_Spot]) -> dict[str, list[_Spot]]:
 def alike(record: Record, measure: Measure) -> tuple[bool, bool, bool]:
     """Whether the run is on the data of the paper's number, by its recipe, with its settings: in order of weight."""
     return (
-        measure.dataset in ("", record.dataset),
+        not measure.dataset or not other_data(record, measure.dataset),
         measure.recipe == f"{record.protocol}/{record.recipe}",
         not other_settings(record, measure),
     )
 
 
-def without_disputes(scores: list[Placed], remarks: list[str]) -> list[Placed]:
-    """Two checkpoints in one cell: each gets a line of its own, since their mean would be nobody's."""
-    owners: dict[tuple[str, Key], set[tuple[str, str, str]]] = defaultdict(set)
+def crowded(scores: Iterable[Placed]) -> set[str]:
+    """The lines on which several checkpoints stand, or one number in two places. A teacher and its student are one."""
+    owners: dict[tuple[str, Key], set[Owner]] = defaultdict(set)
+    weights: dict[str, dict[str | None, set[str]]] = defaultdict(lambda: defaultdict(set))  # line -> key -> weights
+    specs: dict[str, set[str]] = defaultdict(set)
     for score in scores:
-        owners[score.row.label, score.key].add(score.owner)
-    disputed = dict.fromkeys(label for (label, _), of in owners.items() if label and len(of) > 1)
-    remarks += [f"Several checkpoints claim the line {label!r}: each stands alone." for label in disputed]
-    return [replace(score, row=ALONE) if score.row.label in disputed else score for score in scores]
+        line, record = score.row.label, score.record
+        owners[line, score.key].add(score.owner)
+        weights[line][record.checkpoint_key].add(record.weights_sha256)
+        specs[line].add(record.checkpoint.spec)
+    disputed = {line for (line, _), of in owners.items() if len(of) > 1}
+    several = {
+        line
+        for line, by_key in weights.items()
+        if len(set().union(*by_key.values())) > 1
+        and (len(specs[line]) > 1 or any(len(of) > 1 for of in by_key.values()))
+    }
+    return (disputed | several) - {""}
 
 
 def other_settings(record: Record, measure: Measure) -> list[str]:
@@ -335,9 +318,9 @@ def other_settings(record: Record, measure: Measure) -> list[str]:
 
 
 def as_typed(value: Any) -> str:
-    """As `--set` takes it, so that (5, 10), [5, 10] and "5,10" are the same."""
+    """As `--set` takes it, so that (5, 10), [5, 10] and "5,10" are the same, and 5.0 is 5."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(as_typed, value))
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

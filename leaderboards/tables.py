@@ -57,18 +57,25 @@ class Pretraining:
     base: str = ""  # TEC: the checkpoint that it learns from, in words: "MAE, 1600 epochs"
     note: str = ""
 
-    def command(self) -> str:
-        """As a user types it. What differs between two rows is part of the folder's name, so that they get two."""
+    @property
+    def folder(self) -> str:
+        """Where its checkpoint is put. What differs between two rows is part of the name, so that they get two."""
+        base = [self.base.lower()] if self.base else []
+        data = [self.data] if self.data != "imagenet" else []
+        return f"runs/{'-'.join(path_name(each) for each in (*self.recipe.split('/'), *base, *self._texts(), *data))}"
+
+    def command(self, *, data: str = "", base: str = "SPEC") -> str:
+        """As a user types it, with data that have another name here, and the checkpoint of the base."""
         method, _, recipe = self.recipe.partition("/")
-        settings = [settings_text({name: value}) for name, value in self.settings.items()]
-        base = path_name(self.base.lower()) if self.base else ""
-        out = [method, recipe, base, *settings, self.data if self.data != "imagenet" else ""]
         return " ".join(
-            ["ssl-bench pretrain", method, f"--data {self.data}", f"--recipe {recipe}"]
-            + ([f"--base {base}.pth"] if self.base else [])
-            + [f"--set {shlex.quote(setting)}" for setting in settings]
-            + [f"--out runs/{'-'.join(path_name(each) for each in out if each)}"]
+            ["ssl-bench pretrain", method, f"--data {shlex.quote(data or self.data)}", f"--recipe {recipe}"]
+            + ([f"--base {base}"] if self.base else [])
+            + [f"--set {shlex.quote(setting)}" for setting in self._texts()]
+            + [f"--out {self.folder}"]
         )
+
+    def _texts(self) -> list[str]:
+        return [settings_text({name: value}) for name, value in self.settings.items()]
 
 
 @dataclass(frozen=True)

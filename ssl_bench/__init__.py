@@ -63,11 +63,12 @@ def __getattr__(name: str) -> Any:
 def run(ckpt: str | Path, protocol: str | Sequence[str] = "knn", **options: Any) -> list[Record]:
     """Score a checkpoint by one or several protocols, and return the records (see running.Options for the options)."""
     from ssl_bench import running
+    from ssl_bench.leaderboards.standing import as_typed
 
     _require_known(options, running.Options, "run")
     for name, value in options.items():
         if name in ("settings", "arch"):  # as they would be typed: {"neighbors": (5, 10)} is {"neighbors": "5,10"}
-            options[name] = {key: _as_typed(entry) for key, entry in value.items()}
+            options[name] = {key: as_typed(entry) for key, entry in value.items()}
         elif name == "results" or name.endswith("_list"):
             options[name] = None if value is None else Path(value)
     return running.run(ckpt, protocol, running.Options(**options))
@@ -76,9 +77,10 @@ def run(ckpt: str | Path, protocol: str | Sequence[str] = "knn", **options: Any)
 def train(method: str, data: str | Path, out: str | Path, **options: Any) -> Path:
     """Pre-train, and return the path that `run` opens (see pretraining.Options for the options)."""
     from ssl_bench import pretraining
+    from ssl_bench.leaderboards.standing import as_typed
 
     _require_known(options, pretraining.Options, "train")
-    options["settings"] = {key: _as_typed(entry) for key, entry in options.get("settings", {}).items()}
+    options["settings"] = {key: as_typed(entry) for key, entry in options.get("settings", {}).items()}
     return pretraining.train(method, data, out, pretraining.Options(**options))
 
 
@@ -94,6 +96,7 @@ def leaderboard(
     from ssl_bench.leaderboards import beside, store, table
 
     if isinstance(of, str):
+        of = of.lower()
         shown = store.load_results() if results is None else results
         return beside.differences(of, shown) if diff else beside.paper_table(of, shown)
     if diff or results is not None:
@@ -110,7 +113,3 @@ def _require_known(options: dict[str, Any], fields_of: type, what: str) -> None:
     for name in options:
         if name not in known:
             raise unknown(f"option of {what}", name, known)
-
-
-def _as_typed(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -32,7 +32,7 @@ def print_listing(kind: str, *, as_json: bool) -> None:
     if as_json:
         print_json({kind: rows})
     else:
-        showing.rows(list(map(listing.table_row, rows)) if kind == "tables" else rows, f"no {kind}")
+        showing.rows(list(map(listing.SHORT.get(kind, dict), rows)), f"no {kind}")
 
 
 @data_app.command("toy")

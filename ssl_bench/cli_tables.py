@@ -46,6 +46,7 @@ def leaderboard(
     if output not in FORMATS:
         raise unknown("format", output, FORMATS)
     if table is not None:
+        table = table.lower()
         tables.find(table)
     elif diff:
         raise UserError(
@@ -59,8 +60,11 @@ def leaderboard(
         print_json(_document(table, results, diff=diff))
     elif table is None:
         _print(build(results), output)
+    elif diff:
+        found = beside.differences(table, results)
+        _print(_narrow(found) if output == "table" else found, output)
     else:
-        _print(beside.differences(table, results) if diff else beside.paper_table(table, results), output)
+        _print(beside.paper_table(table, results), output)
 
 
 def reproduce(
@@ -101,6 +105,7 @@ def reproduce(
         raise unknown("format", output, FORMATS)
     if dtype not in ("fp32", "bf16", "fp16"):
         raise unknown("--dtype", dtype, ("fp32", "bf16", "fp16"))
+    table = table.lower()
     title = tables.find(table).title
     datasets = settings_from_text(dataset or [], "--dataset imagenet=/data/imagenet")
     options = reproducing.Options(datasets, device, dtype, batch_size=batch_size, workers=workers)
@@ -135,13 +140,33 @@ def _document(table: str | None, results: Results, *, diff: bool) -> dict[str, A
         return {"table": table, "differences": found, "notes": beside.differences(table, results).attrs["notes"]}
     frame = build(results) if table is None else beside.paper_table(table, results)
     cells, line = frame.attrs["cells"], "model" if table is None else "row"
-    rows = [{line: label, **{column: cells[column].get(label) for column in cells}} for label in frame.index]
+    weights = {} if table is None else frame.attrs["weights"]
+
+    def cell_of(column: str, label: str) -> dict[str, Any] | None:
+        cell = cells[column].get(label)
+        sha256 = weights.get(column, {}).get(label)
+        return {**cell, "weights_sha256": sha256} if cell and sha256 else cell
+
+    rows = [{line: label, **{column: cell_of(column, label) for column in cells}} for label in frame.index]
     head = (
         {}
         if table is None
         else {"table": table, "title": tables.find(table).title, "measured": frame.attrs["measured"]}
     )
     return {**head, "leaderboard": rows, "notes": frame.attrs["notes"]}
+
+
+def _narrow(differences: pandas.DataFrame) -> pandas.DataFrame:
+    """For a terminal: short columns, and what differs below, each once."""
+    short = {"published": "paper", "measured": "ours", "difference": "diff"}
+    frame = differences[["row", "column", *short]].rename(columns=short)
+    said: dict[str, list[str]] = {}
+    for number, run, differs in zip(differences.index, differences["run"], differences["differs"], strict=True):
+        said.setdefault(f"{run}: {differs}.", []).append(str(number))
+    lines = [f"{', '.join(numbers)}: {text}" for text, numbers in said.items()]
+    frame.attrs["cells"] = {short[name]: cells for name, cells in differences.attrs["cells"].items()}
+    frame.attrs["notes"] = [*lines, *differences.attrs["notes"]]
+    return frame
 
 
 def _comparison(each: Any) -> dict[str, Any]:
@@ -191,27 +216,33 @@ def _show_plan(table: str, title: str, needs: Sequence[Need]) -> None:
     from rich.markup import escape
 
     from ssl_bench import showing
-    from ssl_bench.leaderboards.record import settings_text
 
     showing.show(f"[bold]{escape(table)}[/bold] {escape(title)}")
     rows = [
         {
             "line": need.row,
             "numbers": _columns(need),
-            "run": need.recipe + (f" [{settings_text(need.settings)}]" if need.settings else "") or "-",
-            "data": need.dataset or "-",
+            "run": _run(need),
             "checkpoint": need.spec or "-",
             "state": need.state,
             "time": _time(need),
         }
         for need in needs
     ]
-    showing.rows(rows, "no numbers")
+    told = [name for name in rows[0] if any(row[name] != "-" for row in rows)]  # a terminal is narrow
+    showing.rows([{name: row[name] for name in told} for row in rows], "no numbers")
     for heading, lines in _remarks(needs).items():
         if lines:
             showing.show(f"[bold]{heading}[/bold]")
             for line in lines:
                 showing.show(f"  {escape(line)}")
+
+
+def _run(need: Need) -> str:
+    from ssl_bench.leaderboards.record import settings_text
+
+    settings = f" [{settings_text(need.settings)}]" if need.settings else ""
+    return f"{need.recipe}{settings}" + (f" on {need.dataset}" if need.dataset else "") or "-"
 
 
 def _remarks(needs: Sequence[Need]) -> dict[str, list[str]]:
@@ -226,8 +257,9 @@ def _remarks(needs: Sequence[Need]) -> dict[str, list[str]]:
     }
     runs = {(*need.run, need.recipe): need for need in needs if need.state == TO_RUN}
     known = sum(need.seconds or 0.0 for need in runs.values())
+    at_least = "> " if any(_time(need).startswith(">") for need in runs.values()) else ""
     unknown_ones = sum(need.seconds is None for need in runs.values())
-    total = f"{len(runs)} to run: {_duration(known)}" + (
+    total = f"{len(runs)} to run: {at_least}{_duration(known)}" + (
         f", and {unknown_ones} of unknown length" if unknown_ones else ""
     )
     notes = {f"{need.recipe} ({_columns(need)}): {need.note}": None for need in needs if need.note}

@@ -9,11 +9,14 @@ import functools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import UserError
 from ssl_bench.leaderboards.record import Record
 from ssl_bench.leaderboards.standing import as_typed
+
+if TYPE_CHECKING:
+    from ssl_bench.evaluate.splits import AnyDataset
 
 _BACKWARD = 3  # forward and backward together cost about three forward passes
 _TIMED_SECONDS = 1.0
@@ -25,7 +28,7 @@ class Work:
 
     recipe: str  # protocol/recipe
     settings: Mapping[str, str]
-    dataset: str
+    images: Mapping[str, int]  # by split, and how many "classes"
     arch: str
     device: str
     dtype: str
@@ -33,31 +36,55 @@ class Work:
 
 def seconds_of(work: Work, records: Iterable[Record]) -> tuple[float | None, str]:
     """How long, and what that is taken from."""
-    images = images_of(work.dataset)
+    wanted = _read(work, work.images)
     like = [record for record in records if _is_like(record, work)]
     for record in sorted(like, key=lambda each: sum(each.n_samples.evaluated.values()), reverse=True):
         read = {split: count for split, count in record.n_samples.evaluated.items() if count}
-        took, there = sum(record.seconds.values()), sum(read.values())
-        if record.dataset == work.dataset and not record.limited:
-            return took, "as long as it took here before"
-        if there and all(split in images for split in read):
-            wanted = sum(images[split] for split in read)
-            return took * wanted / there, f"{wanted:,} images; {there:,} took {took:.0f} s here"
-    if not (passes := _forward_passes(work, images)):
+        opening = record.seconds.get("open", 0.0)
+        took, there = sum(record.seconds.values()) - opening, sum(read.values())
+        same_images = all(work.images.get(split) == count for split, count in record.n_samples.original.items())
+        if same_images and not record.limited:
+            return took + opening, "as long as it took here before"
+        if there and all(split in wanted for split in read):
+            all_images = sum(wanted[split] for split in read)
+            seconds = took * all_images / there + opening
+            return seconds, f"{all_images:,} images; {there:,} took {took:.0f} s here"
+    if not (passes := _forward_passes(work)):
         return None, "unknown"
     if not (speed := images_per_second(work.arch, work.device, work.dtype)):
         return None, "unknown"
-    return passes / speed, f"at least: {passes:,.0f} forward passes, {speed:.3g} a second as timed now"
+    return passes / speed, f"at least: {passes:,.0f} forward passes, {_two_digits(speed)} a second as timed now"
 
 
-def images_of(dataset: str) -> dict[str, int]:
-    """Classes, and images a split, of a complete dataset; empty where its name does not say."""
-    from ssl_bench.evaluate.datasets import DATASETS
-    from ssl_bench.evaluate.masks import KNOWN
+def images_of(dataset: AnyDataset, stands_for: str) -> dict[str, int]:
+    """Images a split and classes, of an opened dataset that has them, or as the one has that it stands for."""
+    from ssl_bench.evaluate.datasets import complete_counts
 
-    if dataset in DATASETS:
-        return DATASETS[dataset].expected.counts()
-    return dict(zip(("classes", "train", "val"), KNOWN[dataset].complete, strict=True)) if dataset in KNOWN else {}
+    classes = {len(split.classes) for split in dataset.splits.values()} or {0}
+    known = complete_counts(stands_for) or {}
+    return {**known, "classes": max(classes), **{split.name: len(split) for split in dataset.splits.values()}}
+
+
+def _read(work: Work, images: Mapping[str, int]) -> Mapping[str, int]:
+    """Images of each split that the network sees: few-label protocols read the labeled ones alone."""
+    if work.recipe.partition("/")[0] != "lowshot" or not {"classes", "train"} <= set(images):
+        return images
+    recipe = _recipe(work)
+    labeled = {f"{n}shot": n * images["classes"] for n in (1, 2, 5)}
+    labeled |= {"1percent": images["train"] // 100, "10percent": images["train"] // 10}
+    read = sum(labeled[amount] * recipe.splits for amount in recipe.amounts)
+    return {**images, "train": min(read, images["train"])}
+
+
+def _recipe(work: Work) -> Any:
+    from ssl_bench.efficiency import choose
+    from ssl_bench.evaluate.recipes import with_settings
+
+    return with_settings(choose(work.recipe)[2], work.settings)
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def _is_like(record: Record, work: Work) -> bool:
@@ -76,24 +103,17 @@ def _is_like(record: Record, work: Work) -> bool:
     )
 
 
-def _forward_passes(work: Work, images: Mapping[str, int]) -> float:
+def _forward_passes(work: Work) -> float:
     """Images that go through the network, for the protocols in which that is most of the work; 0 for others."""
-    from ssl_bench.efficiency import choose
-    from ssl_bench.evaluate.recipes import with_settings
-
-    if not images:
+    images = _read(work, work.images)
+    if not {"train", "val"} <= set(images):
         return 0
-    protocol, _, original = choose(work.recipe)
-    recipe: Any = with_settings(original, work.settings)
+    protocol, recipe = work.recipe.partition("/")[0], _recipe(work)
     train, val, passes = images["train"], images["val"], 0.0
     if protocol == "knn":
         passes = train * recipe.bank_percent / 100 + val
     elif protocol == "lowshot":
-        labeled = {f"{n}shot": n * images["classes"] for n in (1, 2, 5)} | {
-            "1percent": train // 100,
-            "10percent": train // 10,
-        }
-        passes = sum(labeled[amount] * recipe.splits for amount in recipe.amounts) + val
+        passes = train + val
     elif protocol == "linear":
         passes = (1 if recipe.scale is None else recipe.epochs) * train + val
     elif protocol == "finetune":

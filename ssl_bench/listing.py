@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.errors import unknown
@@ -107,6 +108,8 @@ def tables() -> list[Row]:
         datasets = list(dict.fromkeys(measure.dataset for measure in measures if measure.dataset))
         found = {dataset: known_here(dataset) for dataset in datasets}
         absent = [f"no {dataset} in {places[0]}" for dataset, (here, places) in found.items() if not here]
+        wants_gpu = any(_wants_gpu(measure.recipe) for measure in measures) and not _has_gpu()
+        absent += ["wants a GPU"] if wants_gpu else []
         never = Counter(way for way in ways if isinstance(way, str))
         listed.append(
             {
@@ -121,6 +124,35 @@ def tables() -> list[Row]:
             }
         )
     return listed
+
+
+def _wants_gpu(recipe: str) -> bool:
+    from ssl_bench import efficiency
+
+    protocol, _, name = recipe.partition("/")
+    return protocol == efficiency.NAME and efficiency.RECIPES[name].processes is not None
+
+
+def _has_gpu() -> bool:
+    """Without asking torch, which takes seconds to import."""
+    return any(True for name in ("nvidia[0-9]*", "dxg", "kfd") for _ in Path("/dev").glob(name))
+
+
+def result_row(row: Row) -> Row:
+    """What fits a terminal of `results`: of the rest what is not usual."""
+    usual = {"settings": "", "limited": False, "seed": 0, "dtype": "fp32"}
+    return {
+        "name": f"{row['name']}@v{row['version']}",
+        "metric": row["metric"],
+        "value": row["value"],
+        "unusual": ", ".join(
+            str(row[name]) if name in ("settings", "dtype") else f"{name} {row[name]}".removesuffix(" True")
+            for name, plain in usual.items()
+            if row[name] != plain
+        )
+        or "-",
+        "started": row["started"][:16].replace("T", " "),
+    }
 
 
 def table_row(row: Row) -> Row:
@@ -180,6 +212,9 @@ def fitting(results: Results, *, dataset: str | None, protocol: str | None) -> R
         raise unknown(f"protocol{where}", protocol, {record.protocol for record in of_dataset})
     return chosen
 
+
+# What a terminal shows of a kind, where its rows are long.
+SHORT: dict[str, Callable[[Row], Row]] = {"tables": table_row, "results": result_row}
 
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "methods": methods,

@@ -19,28 +19,26 @@ from typing import TYPE_CHECKING
 
 from ssl_bench import efficiency, estimating, running
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.files import expanded
+from ssl_bench.files import expanded, require_writable, results_folder
 from ssl_bench.leaderboards import tables
+from ssl_bench.leaderboards.origins import contradictions, our_arch, paper_arch, said_of
 from ssl_bench.leaderboards.published import Cell
 from ssl_bench.leaderboards.record import Record
 from ssl_bench.leaderboards.standing import (
     as_typed,
-    contradictions,
     lines_named,
     lines_of,
     methods_of,
     other_settings,
-    our_arch,
-    paper_arch,
-    said_of,
 )
 from ssl_bench.leaderboards.store import load_results
 from ssl_bench.leaderboards.strict_json import canonical
-from ssl_bench.leaderboards.tables import Measure, Row
+from ssl_bench.leaderboards.tables import Measure, Pretraining, Row
 from ssl_bench.progress import say
 
 if TYPE_CHECKING:
     from ssl_bench.evaluate.checkpoints import Checkpoint
+    from ssl_bench.evaluate.splits import AnyDataset
 
 DONE, TO_RUN = "done", "to run"
 
@@ -82,7 +80,10 @@ class Need:
 def plan(table: str, checkpoints: Sequence[str], options: Options, *, dry_run: bool = False) -> list[Need]:
     """All that the table needs, line by line. With `dry_run` no checkpoint is downloaded to look at it."""
     planner = _Planner(table, checkpoints, options, dry_run)
-    return [planner.need(row, columns, measure) for row in planner.lines for columns, measure in planner.measures(row)]
+    needs = [planner.need(row, columns, measure) for row in planner.lines for columns, measure in planner.measures(row)]
+    if any(need.state == TO_RUN for need in needs):
+        require_writable(results_folder())
+    return needs
 
 
 def run(needs: Sequence[Need], options: Options) -> dict[str, str]:
@@ -158,6 +159,7 @@ class _Planner:
         self.records = load_results().records
         self.given: list[_Given] = []
         self._opened: dict[tuple[str, str], Checkpoint] = {}
+        self._datasets: dict[tuple[str, str], AnyDataset | UserError] = {}
         for text in checkpoints:
             self._give(text)
         wanted = {
@@ -175,7 +177,7 @@ class _Planner:
                 way = column.measure_of(cell)
                 trained_by = self.layout.pretraining_of(cell)  # efficiency may differ by column
                 key = way if isinstance(way, str) else f"{way.recipe} {way.dataset} {canonical(way.settings)}"
-                key += f" {trained_by.command() if trained_by else ''}"
+                key += f" {trained_by.folder if trained_by else ''}"
                 ways.setdefault(key, ({}, way))[0][column.name] = cell
         return list(ways.values())
 
@@ -197,11 +199,16 @@ class _Planner:
         lacks = {} if given else {"no checkpoint": self._how_to_give(row, cell)}
         if absent := self._absent(measure.dataset, dataset):
             lacks["no dataset"] = absent
+        opened = None if lacks else self._dataset(need)
+        if isinstance(opened, UserError):
+            lacks["no such data"] = str(opened)
+        if opened is None or isinstance(opened, UserError):
+            return dataclasses.replace(need, state=", ".join(lacks), why=tuple(lacks.values()))
         arch = (given.arch if given else "") or our_arch(cell.arch)
-        work = estimating.Work(measure.recipe, settings, dataset, arch, self.device, self.options.dtype)
+        images = estimating.images_of(opened, measure.dataset)
+        work = estimating.Work(measure.recipe, settings, images, arch, self.device, self.options.dtype)
         seconds, estimate = estimating.seconds_of(work, self.records)
-        state, why = ", ".join(lacks) or TO_RUN, tuple(lacks.values())
-        return dataclasses.replace(need, state=state, why=why, seconds=seconds, estimate=estimate)
+        return dataclasses.replace(need, seconds=seconds, estimate=estimate)
 
     def _cost(self, row: Row, cell: Cell, need: Need) -> Need:
         """Of pre-training: a recipe stands in the place of a checkpoint."""
@@ -252,7 +259,10 @@ class _Planner:
     def _arch(self, spec: str) -> str:
         if spec.startswith(efficiency.PREFIX):
             raise UserError(f"--ckpt {spec}: what recipes cost is measured without being asked for; give a checkpoint.")
-        return "" if self._is_remote(spec) else self._open(spec, "knn").architecture.name
+        if self._is_remote(spec):
+            _require_known(spec)
+            return ""
+        return self._open(spec, "knn").architecture.name
 
     def _is_remote(self, spec: str) -> bool:
         return self.dry_run and spec.startswith(("timm:", "hf:"))
@@ -267,7 +277,7 @@ class _Planner:
         return self._opened[spec, protocol]
 
     def _is_done(self, need: Need) -> bool:
-        """Whether there is a record of exactly this; of data, the name must do."""
+        """Whether there is a record of exactly this, of the same images."""
         protocol, _, recipe = need.recipe.partition("/")
         version = efficiency.protocols()[protocol].VERSION
         wanted = Measure(need.recipe, "", "", need.settings)
@@ -276,7 +286,6 @@ class _Planner:
             return (
                 (record.model, record.protocol, record.recipe, record.version)
                 == (need.model, protocol, recipe, version)
-                and record.dataset == self._recorded_as(need.dataset)
                 and not (record.limited or record.seed or record.checkpoint_key_given or record.arch_overrides)
                 and not (record.skip_broken or {"train_list", "val_list", "class_list"} & set(record.subset))
                 and record.dtype == self.options.dtype
@@ -284,19 +293,33 @@ class _Planner:
             )
 
         def is_same(record: Record) -> bool:
+            if not self._is_of(record, need):
+                return False
             if self._is_remote(need.spec):
                 return record.checkpoint.spec == need.spec
             return record.weights_sha256 == self._open(need.spec, protocol).weights_sha256
 
         return any(is_same(record) for record in self.records if fits(record))
 
-    def _recorded_as(self, dataset: str) -> str:
-        from ssl_bench.evaluate.datasets import KINDS
-        from ssl_bench.evaluate.splits import name_of
+    def _is_of(self, record: Record, need: Need) -> bool:
+        if not need.dataset:
+            return record.dataset == efficiency.noise(self.device).name
+        if self._absent(need.dataset, need.dataset) or isinstance(dataset := self._dataset(need), UserError):
+            return False
+        manifests = {split.name: split.manifest_sha256 for split in dataset.splits.values()}
+        return record.dataset == dataset.name and record.dataset_manifest_sha256 == manifests
 
-        if not dataset:
-            return efficiency.noise(self.device).name
-        return dataset if any(dataset in kind.names for kind in KINDS.values()) else name_of(expanded(dataset))
+    def _dataset(self, need: Need) -> AnyDataset | UserError:
+        """As the protocol reads it, or why it cannot."""
+        from ssl_bench.evaluate.datasets import KINDS
+
+        kind = efficiency.protocols()[need.recipe.partition("/")[0]].DATA
+        if (kind, need.dataset) not in self._datasets:
+            try:
+                self._datasets[kind, need.dataset] = KINDS[kind].open(need.dataset)
+            except UserError as error:
+                self._datasets[kind, need.dataset] = error
+        return self._datasets[kind, need.dataset]
 
     def _absent(self, name: str, dataset: str) -> str:
         """Where a dataset is expected that is not here."""
@@ -322,5 +345,29 @@ class _Planner:
         option = f"{name}: --ckpt {shlex.quote(f'{name}={spec}')}"
         if pretraining is None:
             return option
-        note = f" ({pretraining.note})" if pretraining.note else ""
-        return f"{option}; to train one{note}: {pretraining.command()}"
+        data = self.options.datasets.get(pretraining.data, "")
+        base = self._base(pretraining)
+        notes = [pretraining.note, f"SPEC: {pretraining.base}" if pretraining.base and not base else ""]
+        note = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
+        return f"{option}; to train one{note}: {pretraining.command(data=data, base=base or 'SPEC')}"
+
+    def _base(self, pretraining: Pretraining) -> str:
+        """Where the checkpoint lies that it learns from, if another line's pre-training makes it."""
+        named = lines_named(self.layout, self.lines, pretraining.base)
+        trained = [self.layout.pretraining_of(cell) for row in named for cell in row.cells.values()]
+        folders = {each.folder if each else "" for each in trained}
+        return folders.pop() if len(folders) == 1 else ""
+
+
+def _require_known(spec: str) -> None:
+    """A checkpoint that is not downloaded must at least have a name that there is."""
+    if not spec.startswith("timm:"):
+        return
+    import timm
+
+    name = spec.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models(["vit_*", "deit*", "beit*"]))
+    base, _, tag = name.partition(".")
+    if tag and name not in (tagged := timm.list_pretrained(f"{base}.*")):
+        raise unknown("timm model", name, tagged)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ssl_bench.leaderboards.record import Record, find_path, settings_text
 
@@ -54,7 +54,7 @@ def rows(entries: Sequence[Mapping[str, Any]], empty: str) -> None:
     if not entries:
         show(f"[dim]{escape(empty)}[/dim]")
         return
-    table = Table(*entries[0], header_style="bold")
+    table = Table(*(Column(name, overflow="fold") for name in entries[0]), header_style="bold")
     for entry in entries:
         table.add_row(*(escape(_text(value)) for value in entry.values()))
     show(table)

@@ -17,9 +17,10 @@ from test_run import in_process
 
 import ssl_bench
 from ssl_bench.errors import UserError
-from ssl_bench.leaderboards import published, standing, tables
+from ssl_bench.evaluate.datasets import DATASETS, complete_counts
+from ssl_bench.leaderboards import beside, complete, origins, published, standing, tables
 from ssl_bench.leaderboards.beside import comparisons, differences, paper_table
-from ssl_bench.leaderboards.record import Record, Score, write_record
+from ssl_bench.leaderboards.record import Record, SampleCounts, Score, write_record
 from ssl_bench.leaderboards.store import Results
 from ssl_bench.leaderboards.table import FORMATS, render
 from ssl_bench.leaderboards.tables import Column, Measure, Pretraining, Table
@@ -119,18 +120,28 @@ def results_of(*records: Record) -> Results:
     return Results(Path("results"), records, tuple(Path(f"{index}.json") for index in range(len(records))))
 
 
+def counts(dataset: str) -> SampleCounts:
+    """Of a complete dataset, read as a whole; else of few images."""
+    images = dict(complete.COMPLETE.get(dataset, {"train": 100, "val": 10}))
+    return SampleCounts(original=images, evaluated=images)
+
+
+def record_of(**changes: Any) -> Record:
+    return make_record(**{"n_samples": counts(changes["dataset"])} | changes)
+
+
 def lowshot(one: float, five: float, **changes: Any) -> Record:
     scores = {
         "top1_1shot": Score(value=one, n=3, std=0.5, ddof=1),
         "top1_5shot": Score(value=five, n=3, std=0.25, ddof=1),
     }
     main = {"scores": scores, "main_metric": "top1_1shot", "protocol": "lowshot", "recipe": "moca"}
-    return make_record(**{"model": "MOCA", "dataset": "imagenet", "selected_on": "none"} | main | changes)
+    return record_of(**{"model": "MOCA", "dataset": "imagenet", "selected_on": "none"} | main | changes)
 
 
 def knn(value: float, **changes: Any) -> Record:
     scores = {"top1": Score(value=value, n=10, stderr=1.0)}
-    return make_record(**{"scores": scores, "recipe": "moca-paper", "dataset": "imagenet"} | changes)
+    return record_of(**{"scores": scores, "recipe": "moca-paper", "dataset": "imagenet"} | changes)
 
 
 def shown(frame: pandas.DataFrame) -> dict[str, dict[str, float]]:
@@ -163,6 +174,8 @@ def test_the_papers_table_without_any_record(lines):
     notes = frame.attrs["notes"]
     assert notes[:2] == ["few labels.", "Three splits."]
     assert "On DINO, 400 epochs: 41.8 here, 41.6 there." in notes
+    assert "Lower is better: Minutes; Hours." in paper_table("moca:4", results_of()).attrs["notes"]
+    assert not any("Lower" in note for note in notes)
     assert "Nothing of it was measured yet: ssl-bench reproduce moca:1 --dry-run" in notes
     assert frame.attrs["measured"] == {}
 
@@ -232,22 +245,50 @@ def test_seeds_are_averaged_with_ddof_1():
     assert "53.0 ± 3.6 (3 seeds)" in render(frame, "md")
 
 
-def test_two_checkpoints_for_one_cell_get_lines_of_their_own():
-    frame = paper_table("moca:1", results_of(lowshot(50, 60), lowshot(40, 41, weights_sha256="12" * 32)))
-    column = shown(frame)[f"1 image: {OURS}"]
-    assert column == {f"MOCA · {'12' * 6}": 40, f"MOCA · {'ab' * 6}": 50}
-    assert "Several checkpoints claim the line 'MOCA, 200 epochs': each stands alone." in frame.attrs["notes"]
-    assert len(comparisons("moca:1", results_of(lowshot(50, 60), lowshot(40, 41, weights_sha256="12" * 32)))) == 4
+def test_several_checkpoints_of_one_line_get_lines_of_their_own_below_it(lines):
+    results = results_of(lowshot(50, 60), lowshot(40, 41, weights_sha256="12" * 32))
+    frame = paper_table("moca:1", results)
+    assert list(frame.index) == [*lines, "MOCA, 200 epochs · 12121212", "MOCA, 200 epochs · abababab"]
+    assert shown(frame)[f"1 image: {OURS}"] == {
+        "MOCA, 200 epochs · 12121212": 40,
+        "MOCA, 200 epochs · abababab": 50,
+    }
+    assert frame.loc["MOCA, 200 epochs"].dropna().tolist() == [55.4, 69.9]
+    assert len(comparisons("moca:1", results)) == 4
+
+
+def test_two_trainings_in_two_columns_of_a_line_are_told_apart(lines):
+    other = lowshot(40, 41, weights_sha256="12" * 32, recipe="msn")
+    frame = paper_table("moca:1", results_of(lowshot(50, 60), other))
+    assert list(frame.index) == [*lines, "MOCA, 200 epochs · 12121212", "MOCA, 200 epochs · abababab"]
+    overwritten = knn(60, protocol="linear", recipe="ibot", model="iBOT", weights_sha256="12" * 32)
+    index = list(paper_table("moca:2", results_of(knn(50, model="iBOT"), overwritten)).index)
+    assert "iBOT, ViT-B/16, 400 epochs · 12121212" in index  # the same file by name, and the same network of it
+    student = knn(
+        60, protocol="linear", recipe="ibot", model="iBOT", weights_sha256="12" * 32, checkpoint_key="student",
+        checkpoint=make_record().checkpoint.__class__("another.pth", "ibot", 100.0, []),
+    )  # fmt: skip
+    index = list(paper_table("moca:2", results_of(knn(50, model="iBOT"), student)).index)
+    assert "iBOT, ViT-B/16, 400 epochs · 12121212" in index  # of another file
+
+
+def test_one_checkpoint_under_two_names_gets_two_lines():
+    frame = paper_table("moca:1", results_of(lowshot(50, 60), lowshot(50, 60, model="moca")))
+    assert list(frame.index)[3:] == [f"MOCA, 200 epochs · abababab · {name}" for name in ("MOCA", "moca")]
 
 
 def test_a_line_of_its_own_never_has_the_label_of_the_papers():
+    column = TABLES["5"].columns[0]
     records = [knn(value, model="MOCA", recipe="dino", weights_sha256=f"{value}" * 32) for value in (10, 20)]
-    lines = list(paper_table("moca:5", results_of(*records)).index)
-    assert lines == ["MOCA", "DToP", "MOCA (measured) · 101010101010", "MOCA (measured) · 202020202020"]
+    alone = [standing.Placed(each, standing.ALONE, column, column.measure, True, "run", {}) for each in records]
+    labels = beside._line_labels(alone, ["MOCA", "DToP"])
+    assert sorted(labels.values()) == ["MOCA (measured) · 101010101010", "MOCA (measured) · 202020202020"]
 
 
 def test_teacher_and_student_of_one_file_share_a_line():
-    student = knn(60, protocol="linear", recipe="ibot", model="iBOT", weights_sha256="12" * 32)
+    student = knn(
+        60, protocol="linear", recipe="ibot", model="iBOT", weights_sha256="12" * 32, checkpoint_key="student"
+    )
     frame = paper_table("moca:2", results_of(knn(50, model="iBOT"), student))
     line = frame.loc["iBOT, ViT-B/16, 400 epochs"].dropna().to_dict()
     assert line == {
@@ -255,6 +296,7 @@ def test_teacher_and_student_of_one_file_share_a_line():
         "Linear": 79.5,
         "Linear: linear/ibot@v1 · imagenet": 60,
     }
+    assert frame.attrs["weights"]["Linear: linear/ibot@v1 · imagenet"] == {"iBOT, ViT-B/16, 400 epochs": "12" * 32}
 
 
 # Lines ---------------------------------------------------------------------------------------------------------------
@@ -324,7 +366,7 @@ def test_architecture_and_epochs_tell_lines_apart():
     assert line_of(model="MOCA, ViT-B/16, 100 epochs") == "MOCA, ViT-B/16, 100 epochs"
     notes = paper_table("moca:2", results_of(knn(9, model="MOCA"))).attrs["notes"]
     assert (
-        "MOCA stands alone: it may be of the lines 'MOCA, ViT-B/16, 100 epochs', 'MOCA, ViT-B/16, 200 epochs'; "
+        "MOCA, standing alone, may be of the lines 'MOCA, ViT-B/16, 100 epochs', 'MOCA, ViT-B/16, 200 epochs'; "
         "say which by --name."
     ) in notes
 
@@ -333,14 +375,69 @@ def test_a_name_holds_against_what_is_known_and_that_is_said():
     record = lowshot(50, 60, arch="vit_96x4x3_patch8_48")
     notes = paper_table("moca:1", results_of(record)).attrs["notes"]
     said = "architecture: vit_96x4x3_patch8_48, not ViT-B/16"
-    assert f"MOCA, by its name on the line MOCA, 200 epochs: {said}." in notes
+    assert f"MOCA, by name on the line MOCA, 200 epochs: {said}." in notes
     assert comparisons("moca:1", results_of(record))[0].differs == (said,)
+
+
+def test_all_records_of_a_checkpoint_stand_on_one_line_in_any_order():
+    """An older record, and one of a copy in another form, say nothing of the pre-training."""
+    told = lowshot(50, 60, model="x", **made("moca", 200))
+    silent = lowshot(40, 41, model="x", recipe="msn", checkpoint=opened("ssl-bench"))
+    for records in ((told, silent), (silent, told)):
+        found = comparisons("moca:1", results_of(*records))
+        assert [(each.row, each.measured) for each in found[:2]] == [("MOCA, 200 epochs", 50), ("MOCA, 200 epochs", 40)]
+    by_form = lowshot(50, 60, model="x", checkpoint=opened("moca"))
+    for records in ((by_form, silent), (silent, by_form)):
+        assert len(comparisons("moca:1", results_of(*records))) == 4
+
+
+@pytest.mark.parametrize(
+    "pretraining",
+    [
+        "abc",
+        ["moca"],
+        {"method": "moca", "epochs_done": "x"},
+        {"method": "moca", "resolved_recipe": "x", "data": 5},
+        {"method": ["moca"], "epochs_done": [1], "overrides": 3},
+    ],
+)
+def test_what_a_damaged_record_says_counts_as_not_said(pretraining):
+    record = lowshot(50, 60, details={"pretraining": pretraining}, checkpoint=opened("ssl-bench"))
+    (found, _) = comparisons("moca:1", results_of(record))
+    assert (found.row, found.differs) == ("MOCA, 200 epochs", ())
+    assert origins.Origin(made={"epochs_done": 4.0}).told("any")["epochs"] == "4"
+    assert paper_table("moca:1", results_of(lowshot(1, 2, model="x", details={"pretraining": pretraining}))) is not None
+
+
+def test_fewer_epochs_than_planned_are_told():
+    """A training that was stopped."""
+    details = made("moca", 200)
+    details["details"]["pretraining"]["epochs_done"] = 120.5
+    assert comparisons("moca:1", results_of(lowshot(50, 60, **details)))[0].differs == ("epochs: 120.5, not 200",)
+
+
+def test_many_models_are_told_in_one_remark():
+    records = [lowshot(1, 2, model=f"m{n}", weights_sha256=f"{n:064}", **made("moca", n + 1)) for n in range(50)]
+    remarks = standing.place("moca:1", results_of(*records))[1]
+    assert remarks == ["m0, m1, m2 and 47 more, though of MOCA, standing alone: other epochs."]
+    (remark,) = standing.place("moca:1", results_of(records[0]))[1]
+    assert remark == "m0, though of MOCA, standing alone: epochs: 1, not 200."
+    many = [knn(9, model=name) for name in ("MOCA", "moca")]
+    (remark,) = standing.place("moca:2", results_of(*many))[1]
+    assert remark.startswith("MOCA, moca, standing alone, may be of the lines 'MOCA, ViT-B/16, 100 epochs'")
+
+
+def test_a_model_that_stands_alone_is_on_no_line_by_name():
+    """Every line of its method contradicts it, and which of them is meant nobody knows."""
+    remarks = standing.place("moca:2", results_of(knn(9, model="MOCA", arch="vit_large_patch16_224")))[1]
+    assert len(remarks) == 1
+    assert "standing alone, may be" in remarks[0]
 
 
 def test_rows_that_are_ways_to_measure_are_told_apart_by_the_run():
     scores = {f"top1_k{k}": Score(value=k, n=9) for k in (10, 20)}
-    record = make_record(model="MMC", recipe="mmc-cls", dataset="pets", scores=scores, main_metric="top1_k20")
-    patches = make_record(model="MMC", recipe="mmc-patch", dataset="cifar10", scores=scores, main_metric="top1_k20")
+    record = record_of(model="MMC", recipe="mmc-cls", dataset="pets", scores=scores, main_metric="top1_k20")
+    patches = record_of(model="MMC", recipe="mmc-patch", dataset="cifar10", scores=scores, main_metric="top1_k20")
     found = comparisons("moca:3", results_of(record, patches))
     assert [(each.row, each.column, each.measured) for each in found] == [
         ("MMC, token=cls, neighbors=10", "Pets", 10),
@@ -352,7 +449,7 @@ def test_rows_that_are_ways_to_measure_are_told_apart_by_the_run():
 
 def test_a_run_that_may_be_of_several_columns_is_compared_with_none():
     scores = {"top1_k10": Score(value=1.5, n=9)}
-    record = make_record(model="MMC", recipe="mmc-patch", dataset="toy", scores=scores, main_metric="top1_k10")
+    record = record_of(model="MMC", recipe="mmc-patch", dataset="toy", scores=scores, main_metric="top1_k10")
     frame = paper_table("moca:3", results_of(record))
     assert list(frame.columns) == ["Pets", "CIFAR-10", "knn/mmc-patch@v1 · toy"]
     assert frame["knn/mmc-patch@v1 · toy"].dropna().to_dict() == {"MMC, token=patch, neighbors=10": 1.5}
@@ -362,7 +459,7 @@ def test_a_run_that_may_be_of_several_columns_is_compared_with_none():
 def test_costs_come_in_the_printed_unit_of_the_line():
     def cost(model: str, minutes: float) -> Record:
         scores = {"epoch_minutes": Score(value=minutes, n=5, std=0.6, ddof=1)}
-        return make_record(
+        return record_of(
             model=model, protocol="efficiency", recipe="moca", dataset="noise on a GPU", scores=scores,
             main_metric="epoch_minutes", lower_is_better=True, checkpoint=opened("recipe"),
         )  # fmt: skip
@@ -381,6 +478,91 @@ def test_costs_come_in_the_printed_unit_of_the_line():
     assert found["MAE, 1600 epochs", "Hours"].differs == ("machine: a GPU, not the paper's",)
     hours = shown(paper_table("moca:4", results))["Hours: efficiency/moca@v1 · noise on a GPU"]
     assert set(hours) == {"MAE, 1600 epochs", "MOCA, 200 epochs"}  # of `other` nobody knows how many epochs
+
+
+def test_costs_have_a_difference_only_where_the_work_is_the_papers():
+    def cost(**changes: Any) -> Record:
+        scores = {"epoch_minutes": Score(value=6.0, n=5, std=0.6, ddof=1)}
+        plain = {
+            "model": "MAE", "protocol": "efficiency", "recipe": "moca", "dataset": "noise on a GPU", "scores": scores,
+            "main_metric": "epoch_minutes", "checkpoint": opened("recipe"), "device": "cuda",
+            "resolved_recipe": {"processes": 8}, "details": {"processes": 8},
+        }  # fmt: skip
+        return record_of(**plain | changes)
+
+    def one(**changes: Any) -> Any:
+        return comparisons("moca:4", results_of(cost(**changes)))[0]
+
+    assert one().comparable
+    assert not one(details={"processes": 1}).comparable
+    assert one(details={"processes": 1}).differs == ("machine: a GPU, not the paper's", "processes: 1, not 8")
+    assert not one(device="cpu").comparable
+    assert not one(recipe="toy").comparable
+    assert not one(overrides={"steps": 3}).comparable
+    assert differences("moca:4", results_of(cost(device="cpu")))["difference"].isna().all()
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_complete_counts_are_those_of_data_check():
+    assert set(complete.COMPLETE) >= set(DATASETS)
+    for name, images in complete.COMPLETE.items():
+        known = complete_counts(name)
+        assert known is not None
+        assert {split: count for split, count in known.items() if split != "classes"} == images, name
+    measures = [each for table in module_tables() for column in table.columns for each in standing._measures(column)]
+    assert {each.dataset for each in measures} - set(complete.COMPLETE) == {"", "davis-2017"}  # which counts frames
+    for folder, name in complete._USUAL_FOLDERS.items():
+        assert folder in DATASETS[name].folders
+
+
+def module_tables() -> list[Table]:
+    """The papers' own."""
+    from importlib import import_module
+
+    names = ("moca", "mmc", "tec", "extrema", "sdae")
+    return [each for name in names for each in import_module(f"ssl_bench.leaderboards.papers.{name}").TABLES.values()]
+
+
+def with_images(dataset: str, train: int, val: int, *, read: tuple[str, ...] = ("train", "val")) -> Record:
+    there = {"train": train, "val": val}
+    counts = SampleCounts(original=there, evaluated={name: n if name in read else 0 for name, n in there.items()})
+    return lowshot(50, 60, dataset=dataset, n_samples=counts)
+
+
+WHOLE = (1_281_167, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("record", "differs"),
+    [
+        (with_images("imagenet", *WHOLE), ()),
+        (with_images("ILSVRC2012", *WHOLE), ()),  # whatever the folder is called
+        (with_images("imagenet", 200, 60), ("images: 200 of 1,281,167 in train", "images: 60 of 50,000 in val")),
+        (with_images("imagenet", 200, 50_000), ("images: 200 of 1,281,167 in train",)),
+        (with_images("imagenet", 0, 50_000, read=("val",)), ()),  # the other split is not needed
+        (with_images("ILSVRC2012", 0, 50_000, read=("val",)), ()),
+        (with_images("ILSVRC2012", 200, 60), ("dataset: ILSVRC2012, not imagenet",)),
+        (with_images("ILSVRC2012", 0, 0, read=()), ("dataset: ILSVRC2012, not imagenet",)),
+        (with_images("imagenet-100", *WHOLE), ("dataset: imagenet-100, not imagenet",)),
+    ],
+)
+def test_data_are_known_by_what_they_hold(record, differs):
+    (found, _) = comparisons("moca:1", results_of(record))
+    assert found.differs == differs
+    assert found.comparable == (not differs)
+
+
+def test_two_datasets_of_equal_counts_are_told_apart_by_their_usual_folders():
+    def said(folder: str, dataset: str) -> list[str]:
+        return complete.other_data(knn(1, dataset=folder, n_samples=counts("cifar10")), dataset)
+
+    assert said("cifar-10-batches-bin", "cifar10") == []
+    assert said("cifar-100-binary", "cifar100") == []
+    assert said("cifar-100-binary", "cifar10") == ["dataset: cifar-100-binary, not cifar10"]
+    assert said("cifar100", "cifar10") == ["dataset: cifar100, not cifar10"]
+    assert said("mine", "cifar10") == ["dataset: mine, not cifar10"]
 
 
 # Differences ---------------------------------------------------------------------------------------------------------
@@ -443,6 +625,12 @@ def test_settings_that_no_recipe_has_are_part_of_the_papers_way(changes, differs
     assert found.differs == differs
 
 
+def test_values_as_they_are_typed():
+    values = [1_281_167, 0.0123456789, 5.0, True, None, (5, 10), [0.65, 0.65], "5,10"]
+    typed = ["1281167", "0.0123456789", "5", "true", "none", "5,10", "0.65,0.65", "5,10"]
+    assert [standing.as_typed(value) for value in values] == typed
+
+
 def test_a_number_that_is_not_ours_to_measure_is_compared_with_a_word():
     (found,) = comparisons(
         "moca:5", results_of(knn(1, model="DToP", recipe="dino", resolved_recipe={"neighbors": [5, 10]}))
@@ -459,7 +647,7 @@ def test_numbers_of_different_data_have_no_difference():
     assert frame["difference"].isna().tolist() == [False, True, False, True]
     assert frame["differs"].tolist()[:2] == ["nothing that is known", "dataset: toy, not imagenet"]
     assert frame["run"].tolist()[0] == f"MOCA · {OURS}"
-    assert "No difference is given between numbers of different data." in frame.attrs["notes"]
+    assert "No difference is given between numbers of different data, or costs of other work." in frame.attrs["notes"]
     assert "| 55.4 ± 0.4 | 50.0 ± 0.5 (n=3, ddof=1) | -5.4 |" in render(frame, "md")
 
 
@@ -544,6 +732,17 @@ def test_the_command_with_differences(call):
     assert found[1]["differs"] == ["dataset: toy, not imagenet"]
 
 
+def test_differences_on_a_terminal(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    write_record(lowshot(50, 60, dtype="bf16"))
+    out = call("leaderboard", "moca:1", "--diff")[1]
+    assert all(word in out for word in ("paper", "ours", "diff", "-5.4"))
+    assert "1, 2: MOCA · lowshot/moca@v1 [bf16] · imagenet: dtype: bf16, not fp32." in " ".join(out.split())
+    document = json.loads(call("leaderboard", "moca:1", "--json")[1])["leaderboard"][2]
+    assert document["1 image: lowshot/moca@v1 [bf16] · imagenet"]["weights_sha256"] == "ab" * 32
+    assert "weights_sha256" not in document["1 image"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -582,8 +781,8 @@ def every_run_of(name: str) -> tuple[list[Record], set[tuple[str, str, float]]]:
                 score = scores.setdefault(measure.metric, Score(value=value, n=9))
                 wanted.add((row.label, column.name, round(score.value * measure.scale, 9)))
     records = [
-        make_record(
-            arch=standing.our_arch(arch) or standing.our_arch(f"{arch}/16") or "any",
+        record_of(
+            arch=origins.our_arch(arch) or origins.our_arch(f"{arch}/16") or "any",
             model=label, checkpoint=opened("ssl-bench"), scores=scores,
             main_metric=next(iter(scores)), dataset=measure.dataset or "noise on a GPU",
             protocol=measure.recipe.partition("/")[0], recipe=measure.recipe.partition("/")[2],

@@ -7,10 +7,6 @@ from dataclasses import fields
 
 import pytest
 from paper_tables import (
-    check_every_line_counts,
-    check_every_way_is_used,
-    check_measures,
-    check_trainings,
     lines,
     measured,
     of_table,
@@ -206,25 +202,6 @@ def test_all_tables_with_results_are_mapped():
     assert {cell.table for cell in cells("extrema")} - set(TABLES) == {"text:5.2"}
     with pytest.raises(UserError, match="extrema:13"):  # hyper-parameters
         tables.find("extrema:13")
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_every_line_counts(table):
-    check_every_line_counts("extrema", table)
-
-
-def test_every_way_to_measure_and_train_is_used():
-    check_every_way_is_used("extrema")
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_measures(table):
-    check_measures("extrema", table)
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_trainings(table):
-    check_trainings("extrema", table, {"ExtreMA", "MAE"})
 
 
 @pytest.mark.parametrize("table", ["1", "2", "3", "4", "5", "6", "12"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from paper_tables import check_every_line_counts, check_every_way_is_used, of_table
+from paper_tables import of_table
 
 from ssl_bench.leaderboards.published import cells
 from ssl_bench.leaderboards.tables import Measure, find, rows
@@ -215,15 +215,6 @@ def test_measures_are_those_of_the_papers_own_protocols():
         "11": [(f"knn/mmc-{token}", "imagenet-100", "top1") for token in ("patch", "cls")],
     }
     assert all(not m.settings and m.scale == 1 for t in found for m in (c.measure for c in find(f"mmc:{t}").columns))
-
-
-@pytest.mark.parametrize("table", LINES)
-def test_every_line_counts(table):
-    check_every_line_counts("mmc", table)
-
-
-def test_every_way_to_measure_and_train_is_used():
-    check_every_way_is_used("mmc")
 
 
 def test_table_6_is_measured_by_head_and_k():

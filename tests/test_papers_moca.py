@@ -7,11 +7,7 @@ from dataclasses import replace
 
 import pytest
 from paper_tables import (
-    check_every_line_counts,
-    check_every_way_is_used,
-    check_measures,
     check_settings,
-    check_trainings,
     keyed,
     measured,
     of_table,
@@ -234,25 +230,6 @@ def test_the_figure_notes_its_conflicts_in_every_cell():
 
 
 # How they are measured, and what trains them --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_every_line_counts(table):
-    check_every_line_counts("moca", table)
-
-
-def test_every_way_to_measure_is_used():
-    check_every_way_is_used("moca")
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_measures(table):
-    check_measures("moca", table)
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_trainings(table):
-    check_trainings("moca", table, {"MOCA", "MAE"})
 
 
 @pytest.mark.parametrize("table", ["1", "2a", "2b", "2c", "2d", "2e", "2f", "3", "4", "10"])

@@ -6,10 +6,6 @@ from collections import Counter
 
 import pytest
 from paper_tables import (
-    check_every_line_counts,
-    check_every_way_is_used,
-    check_measures,
-    check_trainings,
     lines,
     measured,
     of_table,
@@ -195,25 +191,6 @@ def test_all_tables_are_mapped():
     assert {cell.table for cell in cells("sdae")} - set(TABLES) == {"text:4.3", "text:A.3", "text:A.4"}
     with pytest.raises(UserError, match="sdae:8"):
         tables.find("sdae:8")
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_every_line_counts(table):
-    check_every_line_counts("sdae", table)
-
-
-def test_every_way_to_measure_and_train_is_used():
-    check_every_way_is_used("sdae")
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_measures(table):
-    check_measures("sdae", table)
-
-
-@pytest.mark.parametrize("table", [table for table in TABLES if table != "5"])
-def test_trainings(table):  # Table 5 says 100 epochs, and is of 300
-    check_trainings("sdae", table, {"SdAE", "MAE"})
 
 
 def test_what_is_trained_as_the_text_says_and_what_as_the_code():

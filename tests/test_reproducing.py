@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from test_run import in_process
 
 from ssl_bench import estimating, listing, machine, reproducing, running
 from ssl_bench.errors import UserError
+from ssl_bench.evaluate import builtin_data
+from ssl_bench.evaluate.datasets import DATASETS, complete_counts, open_dataset
 from ssl_bench.evaluate.saving import save_checkpoint
 from ssl_bench.leaderboards import published, tables
 from ssl_bench.leaderboards.record import FeaturesUsed, SampleCounts, write_record
@@ -83,6 +86,8 @@ def _paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tables, "of_paper", {"moca": TABLES}.__getitem__)
     monkeypatch.setattr(tables, "PAPERS", ["moca"])
     monkeypatch.setattr(tables, "tables", lambda: {f"moca:{number}": table for number, table in TABLES.items()})
+    quick = replace(DATASETS["toy"], built_in=lambda: replace(builtin_data.open_digits(), name="toy"))
+    monkeypatch.setitem(DATASETS, "toy", quick)
     monkeypatch.setattr(estimating, "images_per_second", lambda arch, device, dtype: 100.0 if arch else None)
     yield
     published.cells.cache_clear()
@@ -113,7 +118,7 @@ def planned(table: str, *ckpt: str, **options: Any) -> dict[tuple[str, tuple[str
     return {(need.row, need.columns): need for need in reproducing.plan(table, ckpt, Options(**options))}
 
 
-BASE, SMALLER = "MOCA, ViT-B/16", "MOCA, ViT-S/16"
+BASE_LINE = "MOCA, ViT-B/16, 200 epochs"
 
 
 @pytest.fixture
@@ -169,10 +174,30 @@ def test_a_dataset_that_is_here_or_given_is_no_obstacle(tmp_path, tiny, image_fo
     assert states(datasets={"imagenet": folder}) == {folder: TO_RUN}
     assert states(datasets={"imagenet": "toy"}) == {"toy": TO_RUN}
     assert states(datasets={"imagenet": "/nowhere"}) == {"/nowhere": "no dataset"}
-    (tmp_path / "no-data" / "imagenet").mkdir(parents=True)
+    image_folder(name="no-data/imagenet")
     assert states() == {"imagenet": TO_RUN}
     with pytest.raises(UserError, match=r"unknown dataset of moca:1 'imagnet'; did you mean 'imagenet'"):
         states(datasets={"imagnet": "toy"})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "why"),
+    [("toy-coco", "toy-coco is a dataset of boxes"), ("empty", "is empty"), ("file.zip", "is a file")],
+)
+def test_data_that_cannot_be_read_are_no_data(dataset, why, tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("file.zip").touch()
+    need = planned("moca:1", f"MOCA={tiny}", datasets={"imagenet": dataset})[BASE_LINE, ("patch",)]
+    assert need.state == "no such data"
+    assert why in need.why[0]
+
+
+def test_results_that_cannot_be_written_are_known_before_anything_is_run(tiny, monkeypatch):
+    monkeypatch.setenv("SSL_BENCH_RESULTS", "/proc/foo")
+    planned("moca:1", f"MOCA={tiny}")  # nothing can be run
+    with pytest.raises(UserError, match="cannot write /proc/foo"):
+        planned("moca:1", f"MOCA={tiny}", datasets={"imagenet": "toy"})
 
 
 def test_part_of_a_dataset_may_be_taken_from_the_whole(tmp_path):
@@ -224,6 +249,29 @@ def test_a_plan_downloads_nothing(monkeypatch):
     monkeypatch.setattr(hub, "timm_model", lambda *_, **__: pytest.fail("downloaded"))
     needs = reproducing.plan("moca:1", ["MAE=timm:vit_base_patch16_224.mae"], Options(), dry_run=True)
     assert (needs[0].spec, needs[0].state) == ("timm:vit_base_patch16_224.mae", "no dataset")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "vit_base_patch16_224.nonsense"])
+def test_a_plan_knows_what_timm_has(name):
+    with pytest.raises(UserError, match=f"unknown timm model '{name}'"):
+        reproducing.plan("moca:1", [f"MAE=timm:{name}"], Options(), dry_run=True)
+
+
+def test_commands_that_train_name_the_data_and_the_base_as_they_are_here(monkeypatch):
+    training = (
+        Pretraining({"base": "MAE"}, "tec/mae-b", base="Random"),  # the name of a line that is trained, too
+        Pretraining({"base": "iBOT"}, "tec/x", base="iBOT, 1600 epochs", note="ours"),
+        Pretraining({"method": "Random"}, "mae/paper"),
+    )
+    monkeypatch.setitem(TABLES, "4", Table("bases", (PETS,), training))
+    first, second, _ = planned("moca:4").values()
+    assert "; to train one: ssl-bench pretrain tec --data imagenet --recipe mae-b --base runs/mae-paper" in first.why[0]
+    said = (
+        "; to train one (ours; SPEC: iBOT, 1600 epochs): ssl-bench pretrain tec --data imagenet --recipe x --base SPEC"
+    )
+    assert said in second.why[0]
+    why = planned("moca:1", datasets={"imagenet": "/my data"})[BASE_LINE, ("top1", "top5")].why[0]
+    assert "ssl-bench pretrain moca --data '/my data' --recipe paper --out runs/moca-paper" in why
 
 
 def test_what_pretraining_costs_needs_no_checkpoint():
@@ -339,13 +387,36 @@ def calls_through(monkeypatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "change", [{"limit": 4}, {"seed": 1}, {"dtype": "bf16"}, {"version": 9}, {"overrides": {"norm": True}}]
+    "change",
+    [
+        {"limit": 4},
+        {"seed": 1},
+        {"dtype": "bf16"},
+        {"version": 9},
+        {
+            "resolved_recipe": {"neighbors": [3, 5], "resize_px": 16, "crop_px": 16, "norm": True},
+            "overrides": SMALL | {"norm": True},
+        },
+        {"dataset_manifest_sha256": {"train": "c" * 64, "val": "d" * 64}},  # other images under the same name
+        {"dataset": "digits"},
+        {"model": "MOCA"},
+        {"recipe": "moca-paper"},
+        {"subset": {"train_list": "few.txt 0a1b"}},
+        {"subset": {"val_list": "few.txt 0a1b"}},
+        {"subset": {"class_list": "few.txt 0a1b"}},
+        {"skip_broken": True},
+        {"arch_overrides": {"heads": "2"}},
+        {"checkpoint_key_given": True},
+        {"weights_sha256": "12" * 32},
+    ],
 )
 def test_another_run_is_not_taken_for_done(change, tiny):
     from ssl_bench.evaluate.checkpoints import open_checkpoint
 
+    manifests = {split.name: split.manifest_sha256 for split in open_dataset("toy").splits.values()}
     plain = {
-        "model": "MAE", "dataset": "toy", "recipe": "dino", "weights_sha256": open_checkpoint(tiny).weights_sha256,
+        "model": "MAE", "dataset": "toy", "dataset_manifest_sha256": manifests, "recipe": "dino",
+        "weights_sha256": open_checkpoint(tiny).weights_sha256,
         "resolved_recipe": {"neighbors": [3, 5], "resize_px": 16, "crop_px": 16, "norm": False}, "overrides": SMALL,
     }  # fmt: skip
 
@@ -378,8 +449,30 @@ def test_a_dry_run_for_people(call, monkeypatch):
     assert code == 0
     for part in ("Missing", "imagenet is not here", "to train one: ssl-bench pretrain moca", "people have to click"):
         assert part in out
-    assert "1 to run: 18 s" in out  # 1438 + 359 digits, 100 a second
+    assert "1 to run: > 18 s" in out  # 1438 + 359 digits, 100 a second
     assert "knn/moca-paper (patch): open" in out
+
+
+def test_a_run_that_serves_two_lines_is_counted_once(call, tiny):
+    arguments = ("--dry-run", "--ckpt", f"MOCA={tiny}", "--dataset", "imagenet=toy")
+    out = call("reproduce", "moca:1", *arguments)[1]
+    assert "2 to run: > 36 s" in out  # k-NN by two recipes of 1797 images each; three needs
+
+
+def test_nothing_is_timed_for_what_cannot_be_run(monkeypatch):
+    monkeypatch.setattr(estimating, "seconds_of", lambda *_: pytest.fail("timed"))
+    assert {need.seconds for need in planned("moca:1", "MAE=pixels:").values()} == {None}
+
+
+def test_time_on_a_path_is_of_what_lies_there(tiny, image_folder):
+    folder = str(image_folder(train=6, val=4))
+    need = planned("moca:1", f"{BASE_LINE}=random:vit_base_patch16_224", datasets={"imagenet": folder})
+    assert need[BASE_LINE, ("patch",)].seconds == pytest.approx(20 / 100)
+
+
+def test_any_case_of_a_tables_name_will_do(call):
+    assert json.loads(call("reproduce", "MOCA:1", "--dry-run", "--json")[1])["table"] == "moca:1"
+    assert json.loads(call("leaderboard", "MOCA:1", "--json")[1])["table"] == "moca:1"
 
 
 def test_with_nothing_to_run_the_command_says_so(call):
@@ -407,15 +500,15 @@ def test_the_command_refuses(arguments, expected, call):
 
 
 def work(recipe: str = "knn/dino", dataset: str = "imagenet", **settings: str) -> estimating.Work:
-    return estimating.Work(recipe, settings, dataset, "vit_base_patch16_224", "cpu", "fp32")
+    return estimating.Work(recipe, settings, complete_counts(dataset) or {}, "vit_base_patch16_224", "cpu", "fp32")
 
 
-def done_here(images: int, seconds: float, source: str = "extracted", **changes: Any) -> Any:
+def done_here(images: int, took: float, source: str = "extracted", **changes: Any) -> Any:
     features = [FeaturesUsed(key="k", split="val", reading="cls", source=source)]  # type: ignore[arg-type]
     counts = SampleCounts(original={"train": images, "val": 0}, evaluated={"train": images, "val": 0})
     return make_record(
         **{
-            "n_samples": counts, "seconds": {"extract": seconds - 1, "score": 1.0}, "features": features,
+            "n_samples": counts, "seconds": {"extract": took - 1, "score": 1.0}, "features": features,
             "environment": machine.environment(),
         } | changes
     )  # fmt: skip
@@ -426,7 +519,25 @@ def test_time_is_taken_from_the_largest_run_like_it():
     seconds, said = estimating.seconds_of(work(), [small, large])
     assert seconds == pytest.approx(20 / 1000 * 1_281_167)  # val was not read
     assert said == "1,281,167 images; 1,000 took 20 s here"
-    assert estimating.seconds_of(work(dataset="toy"), [small])[1] == "as long as it took here before"
+    same = replace(work(), images={"classes": 10, "train": 10, "val": 0})
+    assert estimating.seconds_of(same, [small, large]) == (20 / 1000 * 10, "10 images; 1,000 took 20 s here")
+    assert estimating.seconds_of(same, [small]) == (5, "as long as it took here before")
+    part = done_here(10, 5, limit=10)
+    assert estimating.seconds_of(same, [part])[1] == "10 images; 10 took 5 s here"
+
+
+def test_opening_takes_no_longer_for_more_images():
+    record = done_here(1000, 20, seconds={"open": 7.0, "extract": 19.0, "score": 1.0})
+    assert estimating.seconds_of(work(), [record])[0] == pytest.approx(20 / 1000 * 1_281_167 + 7)
+
+
+def test_of_few_labels_the_labeled_images_are_read():
+    """The record's train images are those that it read."""
+    counts = SampleCounts(original={"train": 4000, "val": 1000}, evaluated={"train": 200, "val": 1000})
+    record = done_here(1, 12, protocol="lowshot", recipe="moca", n_samples=counts)
+    seconds, said = estimating.seconds_of(work("lowshot/moca"), [record])
+    assert seconds == pytest.approx(12 / 1200 * (3 * (1000 + 2000 + 5000 + 12_811) + 50_000))
+    assert said == "112,433 images; 1,200 took 12 s here"
 
 
 @pytest.mark.parametrize(
@@ -465,7 +576,7 @@ def test_forward_passes(recipe, settings, images):
 def test_where_nothing_is_known_the_time_is_not_either():
     assert estimating.seconds_of(work(dataset="my-folder"), []) == (None, "unknown")
     assert estimating.seconds_of(work("davis/dino", "davis-2017"), []) == (None, "unknown")
-    nameless = estimating.Work("knn/dino", {}, "imagenet", "", "cpu", "fp32")
+    nameless = replace(work(), arch="")
     assert estimating.seconds_of(nameless, []) == (None, "unknown")
 
 
@@ -480,7 +591,7 @@ def test_speed_is_timed(monkeypatch):
 # The list ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_says_what_each_table_needs(tmp_path, call):
+def test_the_list_says_what_each_table_needs(tmp_path, call, monkeypatch):
     rows = {row["name"]: row for row in listing.tables()}
     assert rows["moca:1"] == {
         "name": "moca:1",
@@ -497,10 +608,42 @@ def test_the_list_says_what_each_table_needs(tmp_path, call):
         ],
     }
     assert rows["moca:2"]["here"] is True
+    monkeypatch.setattr(listing, "_has_gpu", lambda: False)
+    measure = Measure("efficiency/moca", "", "epoch_minutes", of="pretraining")
+    column = Column("Minutes", {"metric": "epoch_minutes"}, measure)
+    monkeypatch.setitem(TABLES, "2", Table("time", (column,), TABLES["2"].pretraining))
+    (row,) = [row for row in listing.tables() if row["name"] == "moca:2"]
+    assert (row["here"], row["why_not"]) == (False, ["wants a GPU"])
+    monkeypatch.setattr(listing, "_has_gpu", lambda: True)
+    (row,) = [row for row in listing.tables() if row["name"] == "moca:2"]
+    assert (row["here"], row["why_not"]) == (True, [])
     (tmp_path / "no-data" / "pets").mkdir(parents=True)
     document = json.loads(call("ls", "tables", "--json")[1])
     assert [(row["name"], row["here"]) for row in document["tables"]][2:] == [("moca:3", True), ("moca:4", True)]
     assert "k-NN" in call("ls", "tables")[1]
+
+
+def test_results_on_a_terminal_are_whole_and_say_what_is_unusual(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    write_record(make_record(model="moca-of-a-long-name-that-folds", seed=2, overrides={"norm": True}, limit=5))
+    out = call("ls", "results")[1]
+    (row,) = (listing.result_row(row) for row in listing.results())
+    assert row == {
+        "name": "moca-of-a-long-name-that-folds/toy/knn/dino@v1",
+        "metric": "top1",
+        "value": 58.25,
+        "unusual": "norm=true, limited, seed 2",
+        "started": "2026-01-31 12:00",
+    }
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_plan_on_a_terminal_is_whole(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call("reproduce", "moca:1", "--dry-run")[1]
+    assert "…" not in out
+    assert "checkpoint ┃" not in out  # none is given
 
 
 def test_listing_tables_imports_no_torch():
