@@ -516,7 +516,8 @@ def test_ctrl_c_leaves_a_consistent_cache_and_says_how_to_go_on(image_folder, tm
     save_checkpoint(tmp_path / "tiny.pt", tiny_backbone())
     folder = image_folder(train=40)
     slow = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from ssl_bench.evaluate import features\n"
         "features.SHARD_ROWS = 8\n"
         "finite = features._check_finite\n"
